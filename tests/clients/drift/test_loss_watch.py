@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from lichen.clients.drift.periods import LossReport, watch_losses
 from lichen.clients.masking.masked import Masked, MaskTerms
 from lichen.core.collecting.admission import Admission
 from lichen.core.contracts.client import ClientTask
+from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
 from lichen.core.store import ClientStore
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard, EvalSource
+from lichen.engines.distributed import DistributedEngine
 from lichen.engines.local import LocalEngine
 from lichen.engines.masking.unmasking import UnmaskingEngine
 from lichen.fl.testing import check_client_task, check_expected
@@ -26,6 +29,7 @@ from lichen.models.students.students import ImageMLP
 from lichen.server.drift.detector import watch
 from lichen.server.drift.page_hinkley import PageHinkley
 from lichen.server.drift.standardised import Standardised
+from support.forked_ranks import on_ranks
 
 MLP = ImageMLP(4, hidden=(8,), classes=3)
 SHARED = Shared(MLP.init(0))
@@ -131,6 +135,23 @@ def test_alarms_add_up_under_masks(tmp_path: Path) -> None:
             UnmaskingEngine(inner, works), job(period, 4), share=0.5, admission=Admission(works=works)
         )
     assert report == plain
+
+
+def test_ranks_count_all_clients_and_their_detectors_have_the_bits_of_one_process(tmp_path: Path) -> None:
+    def reports(folder: Path, around: Callable[[LocalEngine], Engine]) -> list[list[float]]:
+        store, found = ClientStore(folder), []
+        for period in range(3):
+            shards = [rows(c, period, c in {0, 1} and period >= 2) for c in range(4)]
+            report = watch_losses(around(LocalEngine({"watch": task(shards)}, store)), job(period, 4))
+            found.append([report.alarmed, report.watched])
+        return found
+
+    one = reports(tmp_path / "one", lambda local: local)
+    every = on_ranks(2, lambda ranks: reports(tmp_path / "two", lambda local: DistributedEngine(local, ranks)))
+    assert [said["value"] for said in every] == [one, one]
+    assert one[-1] == [2, 4]
+    stores = [ClientStore(tmp_path / name) for name in ("one", "two")]
+    assert len({tuple(store.digest(c, 3) for c in range(4)) for store in stores}) == 1
 
 
 def test_a_share_that_is_none_is_refused(tmp_path: Path) -> None:

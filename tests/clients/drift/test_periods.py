@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,14 @@ from lichen.core.store import ClientStore
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import ArrayShard, EvalSource
 from lichen.data.batches.two_periods import TwoPeriods
+from lichen.engines.distributed import DistributedEngine
 from lichen.engines.local import LocalEngine
 from lichen.engines.masking.unmasking import UnmaskingEngine
+from lichen.engines.ranks import Ranks
 from lichen.fl.testing import check_client_task, check_expected
 from lichen.server.drift.fourier import BITS, random_fourier
 from lichen.server.drift.mmd import SUMS
+from support.forked_ranks import on_ranks
 
 Rows = Sequence[Any]
 """One array ``(N, ...)`` a client."""
@@ -131,6 +135,17 @@ def test_blocks_and_batches_of_any_size_give_one_report(tmp_path: Path) -> None:
     assert compared(then, now, tmp_path, block=3, batch_size=32) == whole
     assert (whole.mmd.rows_then, whole.mmd.rows_now, whole.clients) == (21, 18, 4)
     assert compared(then, now, tmp_path, seed=1).mmd != whole.mmd
+
+
+def test_ranks_have_one_report_and_it_is_that_of_one_process(tmp_path: Path) -> None:
+    then, now = drawn(1, (9, 8, 4, 0)), drawn(2, (7, 8, 0, 3))
+
+    def on_each_rank(ranks: Ranks) -> dict[str, Any]:
+        local = LocalEngine(tasks(then, now, permutations=19), ClientStore(tmp_path / "ranks"), block_size=2)
+        return asdict(compare_periods(DistributedEngine(local, ranks), range(4), seed=0))
+
+    one = asdict(compared(then, now, tmp_path / "one", permutations=19))
+    assert [said["value"] for said in on_ranks(2, on_each_rank)] == [one, one]
 
 
 def test_the_bandwidth_is_the_median_distance_within_clients(tmp_path: Path) -> None:
