@@ -281,7 +281,7 @@ READS: tuple[Read, ...] = (
     ),
     # Periods.
     Read(
-        keys=("stream.react", "stream.keep"),
+        keys=("stream.detect", "stream.react", "stream.keep"),
         when=lambda r: r.stream.period is None,
         what=lambda _: "one period alone has none before it to go on from",
         fix="remove it, or stream.period",

@@ -13,6 +13,8 @@ is below α with a chance of at most α, whatever the clients' rows are like, ho
 from client to client. Noise on the sums, of one law for each of them, changes nothing in that.
 
 References:
+    Arthur Gretton, Karsten Borgwardt, Malte J. Rasch, Bernhard Schölkopf and Alexander J. Smola. "A Kernel Method for
+    the Two-Sample Problem." NeurIPS 2006; longer 2008. https://arxiv.org/abs/0805.2368
     Arthur Gretton, Karsten M. Borgwardt, Malte J. Rasch, Bernhard Schölkopf and Alexander Smola. "A Kernel Two-Sample
     Test." Journal of Machine Learning Research 13, 2012, 723-773. https://jmlr.org/papers/v13/gretton12a.html
     Belinda Phipson and Gordon K. Smyth. "Permutation P-values Should Never Be Zero." Statistical Applications in

@@ -55,10 +55,17 @@ class StreamConfig(Section):
     replay_share: float = Field(
         default=0.5, gt=0, lt=1, description="share of a period's training rows that are such rows, repeated if need be"
     )
+    detect: Literal["none", "mmd", "page-hinkley", "adwin"] = Field(
+        default="none",
+        description="looks for drift before a period is trained on; `mmd`: its rows against those before, as the "
+        "frozen model sees them; `page-hinkley`, `adwin`: clients watch their own losses, and a fifth of them must see "
+        "them rise",
+    )
     react: Literal["continue", "restart", "roll-back"] = Field(
         default="continue",
         description="`continue`: each period begins from what the last one ended with; `restart`: from where the first "
-        "one did; `roll-back`: as `continue`, but a result that is worse than what was there is not gone on from",
+        "one did, with `detect` only after an alarm; `roll-back`: as `continue`, but a result that is worse than what "
+        "was there is not gone on from",
     )
     keep: KeepConfig = Field(default=KeepConfig(), description="roll-back: what a result may cost to be accepted")
 

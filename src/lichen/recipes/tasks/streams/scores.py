@@ -64,13 +64,14 @@ class Scores:
         self.last.clear()
 
     def _score(self, model: str, period: str, part: Part) -> Tree:
-        loaded = self._open(period)
+        loaded = self.open(period)
         shared = loaded.experiment.start if model == START else self.periods.tensors(model)
         self.say(f"{period}: scoring the model {'at the start' if model == START else f'of {model}'}")
         clients = loaded.experiment.clients
         return score_on(loaded.experiment, clients.test if part == "test" else clients.valid, shared, self.folder)
 
-    def _open(self, period: str) -> LoadedExperiment:
+    def open(self, period: str) -> LoadedExperiment:
+        """The rows of one period, with nothing of the past among them."""
         if period not in self.last:
             self.clear()
             own = only_period(self.periods.recipe, period, replay=0.0, replay_share=0.5)

@@ -28,6 +28,7 @@ from lichen.recipes.rows.periods import has_clients
 from lichen.recipes.rows.prepare import gather_periods
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.outcome import TaskResult
+from lichen.recipes.tasks.streams.drift import DriftWatch, PeriodDrift
 from lichen.recipes.tasks.streams.folders import START, PeriodFolders
 from lichen.recipes.tasks.streams.matrix import transfer_of
 from lichen.recipes.tasks.streams.scores import Scores, summed
@@ -89,8 +90,9 @@ def run_stream(recipe: Recipe, folder: RunFolder, say: Say, *, run: RunPeriod) -
         say(f"period {name}: {len(gathered[name].records):,} rows")
     del gathered
     scores = Scores(periods=periods, folder=folder, say=say)
-    in_force, verdicts = _train(periods, scores, names, say, run)
-    return _report(periods, scores, folder, in_force, verdicts)
+    watch = DriftWatch(periods=periods, scores=scores, folder=folder)
+    in_force, verdicts, drifts = _train(periods, scores, watch, names, say, run)
+    return _report(periods, scores, folder, in_force, verdicts, drifts)
 
 
 def _has_clients(recipe: Recipe, name: str, records: Sequence[Record]) -> bool:
@@ -101,19 +103,27 @@ def _has_clients(recipe: Recipe, name: str, records: Sequence[Record]) -> bool:
 
 
 def _train(
-    periods: PeriodFolders, scores: Scores, names: Sequence[str], say: Say, run: RunPeriod
-) -> tuple[dict[str, str], dict[str, str]]:
-    """The model that is in force after each period, and why that of a period is not where it is not."""
+    periods: PeriodFolders, scores: Scores, watch: DriftWatch, names: Sequence[str], say: Say, run: RunPeriod
+) -> tuple[dict[str, str], dict[str, str], dict[str, PeriodDrift | None]]:
+    """The model in force after each period, why that of a period is not where it is not, and what drift was found."""
     stream = periods.recipe.stream
     assert stream is not None
-    model, in_force, verdicts = START, dict[str, str](), dict[str, str]()
-    for name in names:
-        own = periods.recipe_of(name, START if stream.react == "restart" else model)
+    model, in_force, verdicts, drifts = START, dict[str, str](), dict[str, str](), dict[str, PeriodDrift | None]()
+    since = 0
+    for place, name in enumerate(names):
         try:
             scores.of(model, name)  # before it is trained on
+            drift = drifts[name] = watch.of(name, model, names[:place], since)
+            if drift is not None:
+                say(f"period {name}: {drift}{', an alarm' if drift.alarm else ''}")
+            alarm = drift is not None and drift.alarm
+            since = place if alarm else since
             scores.clear()
+            again = stream.react == "restart" and (alarm or stream.detect == "none")
+            begins = START if again else model
+            own = periods.recipe_of(name, begins)
             if periods.summary(name) is None:
-                say(f"period {name}: training, from {'the start' if model == START else model}")
+                say(f"period {name}: training, from {'the start' if begins == START else begins}")
                 target = periods.of(name)
                 run(own, out=target, resume=(target / "recipe.yaml").exists(), say=say)
             else:
@@ -127,7 +137,7 @@ def _train(
         else:
             model = name
         in_force[name] = model
-    return in_force, verdicts
+    return in_force, verdicts, drifts
 
 
 def _verdict(periods: PeriodFolders, scores: Scores, name: str, model: str) -> str:
@@ -156,6 +166,7 @@ def _report(
     folder: RunFolder,
     in_force: Mapping[str, str],
     verdicts: Mapping[str, str],
+    drifts: Mapping[str, PeriodDrift | None],
 ) -> TaskResult:
     recipe, names = periods.recipe, tuple(in_force)
     models = (START, *in_force.values())
@@ -163,6 +174,7 @@ def _report(
     scores.clear()
     matrix = [[by_period[name][at] for name in names] for at in range(len(models))]
     metric = metric_of(recipe)
+    looked = periods.recipe.stream is not None and periods.recipe.stream.detect != "none"
     transfer = transfer_of(matrix, higher_is_better=metric.higher_is_better)
     there = {name: read_clients(periods.of(name)) for name in names}
     found: dict[str, Any] = {
@@ -176,6 +188,7 @@ def _report(
                 "record_sha256": sha256_of(periods.of(name) / RECORD),
                 "in_force": in_force[name],
                 "rolled_back": verdicts.get(name),
+                **({"drift": None if (drift := drifts[name]) is None else drift.as_dict()} if looked else {}),
             }
             for name in names
         ],
@@ -187,7 +200,8 @@ def _report(
     last = in_force[names[-1]]
     if last != START:
         periods.hand_on(last, folder.path)
-    return _result(periods, scores, in_force, verdicts, there, found)
+    alarms = [name for name, drift in drifts.items() if drift is not None and drift.alarm]
+    return _result(periods, scores, in_force, verdicts, alarms, there, found)
 
 
 def _result(
@@ -195,6 +209,7 @@ def _result(
     scores: Scores,
     in_force: Mapping[str, str],
     verdicts: Mapping[str, str],
+    alarms: Sequence[str],
     there: Mapping[str, Sequence[Mapping[str, Any]]],
     found: Mapping[str, Any],
 ) -> TaskResult:
@@ -234,6 +249,7 @@ def _result(
             "stream.forgetting": found["mean_forgetting"],
             "stream.backward transfer": found["backward_transfer"],
             "stream.forward transfer": found["forward_transfer"],
+            **({"stream.drifted": ", ".join(alarms)} if alarms else {}),
             **({"stream.rolled back": ", ".join(verdicts)} if verdicts else {}),
             **({"stream.nothing learned": ", ".join(failed)} if failed else {}),
         },
