@@ -104,7 +104,7 @@ def test_other_private_state_stays(tmp_path: Path) -> None:
     watch_losses(LocalEngine({"watch": task([rows(0, 0, False)])}, store), job(1, 1))
     own_C = store.load([0], 2)
     assert own_C is not None
-    assert sorted(own_C) == ["drift/detector", "own/w"]
+    assert sorted(own_C) == ["drift/detector", "drift/last_alarm", "own/w"]
 
 
 def test_a_client_alone_and_in_company_sends_the_same_and_what_it_declares() -> None:
@@ -154,7 +154,21 @@ def test_ranks_count_all_clients_and_their_detectors_have_the_bits_of_one_proces
     assert len({tuple(store.digest(c, 3) for c in range(4)) for store in stores}) == 1
 
 
+def test_clients_that_see_a_drift_in_different_periods_are_counted_as_long_as_is_asked(tmp_path: Path) -> None:
+    reports = []
+    for recent in (1, 2, 9):
+        store, alarmed = ClientStore(tmp_path / str(recent)), []
+        for period in range(6):
+            shards = [rows(c, period, period >= 2 + c) for c in range(2)]  # the second a period later
+            report = watch_losses(LocalEngine({"watch": task(shards)}, store), job(period, 2), recent=recent)
+            alarmed.append(report.alarmed)
+        reports.append(alarmed)
+    assert reports == [[0, 0, 1, 1, 0, 0], [0, 0, 1, 2, 1, 0], [0, 0, 1, 2, 2, 2]]
+
+
 def test_a_share_that_is_none_is_refused(tmp_path: Path) -> None:
     engine = LocalEngine({"watch": task([rows(0, 0, False)])}, ClientStore(tmp_path))
     with pytest.raises(LichenError, match="share 0"):
         watch_losses(engine, job(0, 1), share=0.0)
+    with pytest.raises(LichenError, match="of 0 periods"):
+        watch_losses(engine, job(0, 1), recent=0)

@@ -4,7 +4,8 @@ The losses and the detector's state stay at the client, as private state. The se
 watched, so that masks can lie over it.
 
 Rows are gone through in the order in which the client has them, whatever the order of batches; the detector goes on
-where the job before has left it, so that a drift may be seen in the period after the one in which it began.
+where the job before has left it, so that a drift may be seen in the period after the one in which it began. Clients
+see it in different periods, and each begins anew after its alarm: a job may ask for alarms of the last few periods.
 
 References:
     João Gama, Pedro Medas, Gladys Castillo and Pedro Rodrigues. "Learning with Drift Detection." SBIA 2004, LNCS 3171.
@@ -30,13 +31,16 @@ from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 from lichen.server.drift.detector import Detector, watch
 
-__all__ = ["ALARMED", "WATCHED", "LossWatch", "enough"]
+__all__ = ["ALARMED", "RECENT", "WATCHED", "LossWatch", "enough"]
 
 ALARMED, WATCHED = "alarmed", "watched"
 """Metrics, 0 or 1 of each client: whether there was an alarm, and whether there was a row to watch."""
 
-_STATE = "drift/detector"
-"""Private state's name, float64 ``(S,)``."""
+RECENT = "recent"
+"""The job's setting: of how many periods, its own the last of them, an alarm counts; 1 where it is not set."""
+
+_STATE, _LAST = "drift/detector", "drift/last_alarm"
+"""Private state's names, float64: ``(S,)``; and the version of the last job with an alarm, -1 of none."""
 
 _GROUP = "drift/losses"
 
@@ -111,12 +115,15 @@ class LossWatch:
     def final(self, state: LossWatchState) -> tuple[Message, Tree | None]:
         """One message of alarms, and each client's detector to keep."""
         before_C = state.own_C.get(_STATE)
-        alarmed, detectors = [], list[Tensor]()
+        version, recent = state.job.version, float(state.job.settings.get(RECENT, 1.0))
+        last_C = state.own_C.get(_LAST, torch.full((len(state.clients),), -1.0, dtype=torch.float64)).cpu().clone()
+        detectors = list[Tensor]()
         for c, losses in enumerate(state.losses):
             before = None if before_C is None else self.detector.load(before_C[c].cpu())
             after, alarms = watch(self.detector, [loss for _, loss in sorted(losses)], before)
-            alarmed.append(bool(alarms))
+            last_C[c] = version if alarms else last_C[c]
             detectors.append(self.detector.dump(after))
+        alarmed_C = ((last_C >= 0) & (last_C > version - recent)).double()
         watched_C = torch.tensor([float(bool(losses)) for losses in state.losses], dtype=torch.float64)
         message = Message(
             group=_GROUP,
@@ -124,9 +131,9 @@ class LossWatch:
             version_C=torch.full((len(state.clients),), state.job.version, dtype=torch.int64),
             tensors={},
             weight_C=watched_C,
-            metrics={ALARMED: torch.tensor(alarmed, dtype=torch.float64), WATCHED: watched_C},
+            metrics={ALARMED: alarmed_C, WATCHED: watched_C},
         )
-        return message, {**state.own_C, _STATE: torch.stack(detectors)}
+        return message, {**state.own_C, _STATE: torch.stack(detectors), _LAST: last_C}
 
 
 def enough(alarmed: float, watched: float, share: float) -> bool:

@@ -6,12 +6,12 @@ Legend: D features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from lichen.clients.drift.distances import median_distance
 from lichen.clients.drift.embedding_sums import BANDWIDTH
-from lichen.clients.drift.loss_watch import ALARMED, WATCHED, enough
+from lichen.clients.drift.loss_watch import ALARMED, RECENT, WATCHED, enough
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import collect
 from lichen.core.contracts.engine import Engine
@@ -48,7 +48,7 @@ class LossReport:
     """How many clients saw their own losses rise.
 
     Attributes:
-        alarmed: Those who did.
+        alarmed: Those who did, in this period or a recent one.
         watched: Those who had a row.
         alarm: Whether that is enough of them.
     """
@@ -117,7 +117,9 @@ def compare_periods(
     return DriftReport(mmd=mmd, bandwidth=bandwidth, alarm=mmd.p <= level, clients=count)
 
 
-def watch_losses(engine: Engine, job: Job, *, share: float = 0.2, admission: Admission = OPEN) -> LossReport:
+def watch_losses(
+    engine: Engine, job: Job, *, share: float = 0.2, recent: int = 1, admission: Admission = OPEN
+) -> LossReport:
     """Let clients watch their losses for one period, and count the alarms.
 
     Args:
@@ -125,16 +127,23 @@ def watch_losses(engine: Engine, job: Job, *, share: float = 0.2, admission: Adm
         job: Its name, the model's shared tensors, who is asked. Its version is the period's number: what the detectors
             know after it is staged as the next one, so that a period that is repeated gives the same.
         share: Of those who watched, that must be alarmed.
+        recent: In this period, or in one of so many with it. Clients see a drift in different periods; ask for more
+            than one, but for none before the last alarm.
         admission: Which of the replies count.
 
     Returns:
         The same on all ranks.
 
     Raises:
-        LichenError: if the share is none, or nobody came.
+        LichenError: if the share or the number of periods is none, or nobody came.
     """
-    if not 0 < share <= 1:
-        raise LichenError(f"share {share}", where="drift.share", fix="use a number above 0, at most 1")
+    if not 0 < share <= 1 or recent < 1:
+        raise LichenError(
+            f"share {share} of {recent} periods",
+            where="drift.share",
+            fix="use a share above 0, at most 1, and a period",
+        )
+    job = replace(job, settings={**job.settings, RECENT: float(recent)})
     metrics = collect(engine, [job], admission=admission).metrics
     if not metrics:
         raise LichenError("no client came to watch", where=f"work {job.work}", fix="ask those who have rows")

@@ -40,6 +40,9 @@ from lichen.server.drift.standardised import detector_of
 
 __all__ = ["DriftWatch", "PeriodDrift"]
 
+_RECENT = 3
+"""Periods in which clients may see one drift, each in its own."""
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,14 +83,14 @@ class DriftWatch:
     scores: Scores
     folder: RunFolder
 
-    def of(self, period: str, model: str, before: Sequence[str], since: int) -> PeriodDrift | None:
+    def of(self, period: str, model: str, before: Sequence[str], last: int) -> PeriodDrift | None:
         """What a period says; None of the first one where there is nothing to compare with.
 
         Args:
             period: Its name.
             model: In force before it, a period or ``START``.
             before: All earlier periods.
-            since: Place of the first of them that rows are compared with: the one that was alarmed last.
+            last: Place of the one that had the last alarm, -1 of none; what lies before it is not looked at again.
         """
         stream = self.periods.recipe.stream
         detect = "none" if stream is None else stream.detect
@@ -97,11 +100,13 @@ class DriftWatch:
             now = self._features(period)
             if not before:
                 return None
-            name = f"stream.drift.{before[since]}.{period}"
-            found = self.folder.tree(name, lambda: self._compared([self._features(b) for b in before[since:]], now))
+            since = before[max(last, 0) :]
+            name = f"stream.drift.{since[0]}.{period}"
+            found = self.folder.tree(name, lambda: self._compared([self._features(one) for one in since], now))
         else:
             name = f"stream.drift.{detect}.{period}"
-            found = self.folder.tree(name, lambda: self._watched(detect, period, model, before))
+            recent = min(_RECENT, len(before) - last)
+            found = self.folder.tree(name, lambda: self._watched(detect, period, model, before, recent))
         numbers = {key: float(x) for key, x in found.items()}
         return PeriodDrift(alarm=bool(numbers.pop("alarm")), found=numbers)
 
@@ -144,7 +149,7 @@ class DriftWatch:
         numbers = {"alarm": report.alarm, "p": report.mmd.p, "mmd_squared": report.mmd.squared}
         return {key: torch.tensor(float(value), dtype=torch.float64) for key, value in numbers.items()}
 
-    def _watched(self, detect: Any, period: str, model: str, before: Sequence[str]) -> Tree:
+    def _watched(self, detect: Any, period: str, model: str, before: Sequence[str], recent: int) -> Tree:
         loaded = self.scores.open(period)
         experiment, recipe = loaded.experiment, self.periods.recipe
         here = {one.name: shard for one, shard in zip(loaded.clients_data, experiment.clients.train, strict=True)}
@@ -167,6 +172,6 @@ class DriftWatch:
             seed=0,
             base=experiment.model.base,
         )
-        report = watch_losses(engine, job)
+        report = watch_losses(engine, job, recent=recent)
         numbers = {"alarm": report.alarm, "alarmed": report.alarmed, "watched": report.watched}
         return {key: torch.tensor(float(value), dtype=torch.float64) for key, value in numbers.items()}

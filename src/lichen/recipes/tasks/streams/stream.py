@@ -109,15 +109,15 @@ def _train(
     stream = periods.recipe.stream
     assert stream is not None
     model, in_force, verdicts, drifts = START, dict[str, str](), dict[str, str](), dict[str, PeriodDrift | None]()
-    since = 0
+    last = -1
     for place, name in enumerate(names):
         try:
             scores.of(model, name)  # before it is trained on
-            drift = drifts[name] = watch.of(name, model, names[:place], since)
+            drift = drifts[name] = watch.of(name, model, names[:place], last)
             if drift is not None:
                 say(f"period {name}: {drift}{', an alarm' if drift.alarm else ''}")
             alarm = drift is not None and drift.alarm
-            since = place if alarm else since
+            last = place if alarm else last
             scores.clear()
             again = stream.react == "restart" and (alarm or stream.detect == "none")
             begins = START if again else model
