@@ -46,10 +46,13 @@ from lichen.recipes.artifacts.use import Talker, export, talk
 from lichen.recipes.artifacts.verify import PAYOUT
 from lichen.recipes.assemble.run_folder import LOCK, RunFolder
 from lichen.recipes.launch import launch, require_processes, telling
-from lichen.recipes.schema.read import new_folder, read_recipe, recipe_of, recipe_sha256, write_recipe
+from lichen.recipes.schema.read import new_folder, recipe_of, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.node import node_worker
 from lichen.recipes.sites.site_engines import SiteEngines, SiteProcesses
+from lichen.recipes.stages.folder import last_stage
+from lichen.recipes.stages.read import Staged, read_page
+from lichen.recipes.stages.run import run_stages
 from lichen.recipes.tasks.exchange import run_exchange
 from lichen.recipes.tasks.outcome import TaskResult
 from lichen.recipes.tasks.replay import replay
@@ -70,11 +73,13 @@ class Result:
         summary: What ``summary.json`` holds.
         folder: Where everything lies.
         adapter: The PEFT adapter, where there is one.
+        stages: The runs of all stages, of which this is the last; none where there was one run.
     """
 
     summary: dict[str, Any]
     folder: Path
     adapter: Path | None
+    stages: tuple[Result, ...] = ()
 
     def clients(self) -> list[dict[str, Any]]:
         """Every client's rows, scores and gain, as ``clients.csv`` holds them.
@@ -104,7 +109,7 @@ class RunReport:
 
 
 def run(
-    recipe: Recipe | Mapping[str, Any] | str | Path,
+    recipe: Recipe | Staged | Mapping[str, Any] | str | Path,
     *,
     out: Path | str | None = None,
     resume: bool = False,
@@ -113,7 +118,7 @@ def run(
     observers: Sequence[Callable[[Event], None]] = (),
     say: Callable[[str], None] | None = None,
 ) -> Result:
-    """Run a recipe to its end.
+    """Run a recipe to its end: one run, or its stages one after another.
 
     Args:
         recipe: A recipe, its mapping, a YAML file, or a gallery name.
@@ -129,8 +134,20 @@ def run(
         LichenError: what is wrong with the recipe, its files or the folder, and how to mend it.
     """
     say = say or (lambda _: None)
-    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    recipe = recipe if isinstance(recipe, Recipe | Staged) else read_page(recipe)
     path = Path(out) if out is not None else new_folder(recipe.name)
+    if isinstance(recipe, Staged):
+        if sites is not None:
+            raise LichenError(
+                "sites run one recipe at a time, and hold each against their policies",
+                where="stages",
+                fix="give them one stage after another, each as a recipe of its own that begins with what the one "
+                "before has given",
+            )
+        one = partial(run, server_alone=server_alone, observers=observers, say=say)
+        run_stages(recipe, path, resume=resume, one=one, merge=partial(export, merge=True), say=say)
+        done = tuple(_result_of(path / stage.folder) for stage in recipe.stages)
+        return replace(done[-1], stages=done)
     if isinstance(sites, Mapping):
         files = {name: Path(data).absolute() for name, data in sites.items()}
         sites = SiteProcesses(path / "recipe.yaml", files)
@@ -216,14 +233,14 @@ def report(*folders: Path | str) -> RunReport:
     """Read finished runs.
 
     Args:
-        folders: Their folders.
+        folders: Their folders; that of several stages means the last one.
 
     Raises:
         LichenError: if none is named, or one is not finished or damaged.
     """
     if not folders:
         raise LichenError("no folder", where="lichen.report", fix="name the folders of finished runs")
-    return RunReport(tuple(_result_of(Path(folder)) for folder in folders))
+    return RunReport(tuple(_result_of(last_stage(folder)) for folder in folders))
 
 
 def _claim(

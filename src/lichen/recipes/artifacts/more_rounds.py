@@ -13,8 +13,7 @@ from pathlib import Path
 
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
-from lichen.recipes.artifacts.moved_inputs import MOVABLE, changed_keys
-from lichen.recipes.schema.read import recipe_of, recipe_sha256, write_recipe
+from lichen.recipes.schema.read import MOVABLE, different_keys, recipe_of, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 
@@ -46,7 +45,7 @@ def give_more_rounds(path: Path, recipe: Recipe, say: Callable[[str], None]) -> 
         LichenError: if the run cannot be given so many rounds, and why.
     """
     digest_file, before = path / "state" / "recipe.sha256", recipe_of(path)
-    changed = changed_keys(before.model_dump(mode="json"), recipe.model_dump(mode="json"))
+    changed = different_keys(before, recipe)
     if "federation.rounds" not in changed or set(changed) - {"federation.rounds", *MOVABLE}:
         return
     rounds = before.federation.rounds, recipe.federation.rounds

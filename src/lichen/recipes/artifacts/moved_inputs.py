@@ -5,19 +5,15 @@ Everything else of a recipe is what the run is, and stays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
-from lichen.recipes.schema.read import recipe_of, recipe_sha256, write_recipe
+from lichen.recipes.schema.read import MOVABLE, different_keys, recipe_of, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["MOVABLE", "changed_keys", "move"]
-
-MOVABLE = ("data.name", "model.name", "model.adapter.init_from", "cache_dir")
-"""Keys that say where something lies."""
-
+__all__ = ["move"]
 
 def move(folder: Path, recipe: Recipe) -> Callable[[], None]:
     """Let a run's folder have this recipe, if it differs from the folder's own only in where things lie.
@@ -33,7 +29,7 @@ def move(folder: Path, recipe: Recipe) -> Callable[[], None]:
         LichenError: if the recipes differ in more.
     """
     own = recipe_of(folder)
-    changed = changed_keys(own.model_dump(mode="json"), recipe.model_dump(mode="json"))
+    changed = different_keys(own, recipe)
     if others := [key for key in changed if key not in MOVABLE]:
         raise LichenError(
             f"was made by another recipe: {', '.join(others[:6])} {'differ' if len(others) > 1 else 'differs'}",
@@ -52,19 +48,3 @@ def _give(folder: Path, before: Recipe, recipe: Recipe) -> None:
     if digest_file.is_file() and recipe_sha256(before) in digest_file.read_text(errors="replace").split():
         write_atomic(digest_file, recipe_sha256(recipe).encode())
     write_atomic(folder / "recipe.yaml", write_recipe(recipe).encode())
-
-
-def changed_keys(old: Mapping[str, object], new: Mapping[str, object], path: str = "") -> list[str]:
-    """The dotted keys in which two recipes, as mappings, differ.
-
-    >>> changed_keys({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4})
-    ['a.c', 'd']
-    """
-    found: list[str] = []
-    for key in sorted({*old, *new}):
-        one, other = old.get(key), new.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += changed_keys(one, other, f"{path}{key}.")
-        elif one != other:
-            found.append(f"{path}{key}")
-    return found

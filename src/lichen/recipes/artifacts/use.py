@@ -43,6 +43,7 @@ from lichen.recipes.assemble.model import SCRATCH, described_base, foundation_of
 from lichen.recipes.rows.prepare import classes_of, gather, split_clients
 from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.stages.folder import last_stage
 from lichen.tasks.registry import task_of
 
 __all__ = ["Talker", "export", "open_models", "talk", "talk_oneshot", "talk_rounds"]
@@ -127,7 +128,7 @@ def export(
     """Write the run's model: a plain transformers folder with everything merged, or the adapter as it is.
 
     Args:
-        folder: The run folder.
+        folder: The run folder; that of several stages means the last one.
         merge: Merge into the base's weights; else it is the adapter.
         out: Where to; by default ``folder/merged``, and for the adapter where it lies.
         client: The model of this client's own; by default the one that all share. It is private, and so is what is
@@ -139,7 +140,7 @@ def export(
     Raises:
         LichenError: if the run is not finished, or has nothing of the kind.
     """
-    folder, out = Path(folder), None if out is None else Path(out)
+    folder, out = last_stage(folder), None if out is None else Path(out)
     if not merge and client is None:
         return _adapter(folder, out)
     recipe, tree = _finished(folder)
@@ -248,7 +249,7 @@ def talk(
     """Load a finished run beside its bare model.
 
     Args:
-        folder: The run folder.
+        folder: The run folder; that of several stages means the last one.
         max_new_tokens: Tokens written at most; 48 by default.
         temperature: Of the draw; 0, the default, takes the likeliest token.
         top_p: Share of the probability that is drawn from; 1 by default.
@@ -258,7 +259,7 @@ def talk(
     Raises:
         LichenError: if the run is not finished, or cannot answer, or a setting is out of range or of no effect.
     """
-    folder = Path(folder)
+    folder = last_stage(folder)
     requested = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,

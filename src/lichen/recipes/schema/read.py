@@ -25,14 +25,22 @@ from lichen.recipes.schema.strict import check, plain, read_mapping, text_of
 from lichen.recipes.schema.yaml import dump_yaml, load_yaml
 
 __all__ = [
+    "MOVABLE",
+    "anchor",
+    "different_keys",
     "former_sha256",
     "gallery",
+    "lay",
+    "leave_out",
+    "locate",
     "new_folder",
+    "override",
     "read_recipe",
     "read_values",
     "read_with_notes",
     "recipe_of",
     "recipe_sha256",
+    "staged_gallery",
     "write_recipe",
 ]
 
@@ -49,13 +57,27 @@ _PATHS = (
 )
 
 
+MOVABLE = ("data.name", "model.name", "model.adapter.init_from", "cache_dir")
+"""Keys that say where something lies, and may change while a run goes on."""
+
+
 def gallery() -> dict[str, Path]:
     """The recipes that come with the package, by name."""
     return {file.stem: file for file in sorted((Path(__file__).parents[1] / "gallery").glob("*.yaml"))}
 
 
-def _locate(source: str | Path) -> Path:
-    shipped = gallery()
+def staged_gallery() -> dict[str, Path]:
+    """The recipes of several stages that come with the package, by name."""
+    return {file.stem: file for file in sorted((Path(__file__).parents[1] / "staged").glob("*.yaml"))}
+
+
+def locate(source: str | Path) -> Path:
+    """The file of a recipe.
+
+    Raises:
+        LichenError: if there is none.
+    """
+    shipped = gallery() | staged_gallery()
     if isinstance(source, str) and source in shipped:
         return shipped[source]
     path, shown = Path(source), str(source)
@@ -79,13 +101,25 @@ def _read_file(path: Path) -> Mapping[str, Any]:
     return read_mapping(text_of(path, kind="recipe"), where=str(path), kind="recipe", fix=fix)
 
 
-def _override(recipe: dict[str, Any], text: str) -> list[str]:
-    """Set one key as ``key.sub=value`` says; notes on its old names."""
+def override(recipe: dict[str, Any], text: str) -> list[str]:
+    """Set one key as ``key.sub=value`` says; notes on its old names.
+
+    Raises:
+        LichenError: if the text is nothing of the kind.
+    """
     key, sign, written = text.partition("=")
     key = key.strip()
     if not sign or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
         raise LichenError("is not key=value", where=f"-s {text}", fix="write it like -s optimizer.lr=1e-3")
-    value = plain(load_yaml(written, where=f"-s {text}"), key)
+    return lay(recipe, key, plain(load_yaml(written, where=f"-s {text}"), key))
+
+
+def lay(recipe: dict[str, Any], key: str, value: Any) -> list[str]:
+    """Set one key, by its dotted name, among the values of a recipe; notes on its old names.
+
+    Raises:
+        LichenError: if there is no section that could hold it.
+    """
     *outer, last = key.split(".")
     new, notes = with_new_names({last: value}, "".join(f"{step}." for step in outer))
     mapping: dict[str, Any] = recipe
@@ -101,7 +135,7 @@ def _override(recipe: dict[str, Any], text: str) -> list[str]:
     return notes
 
 
-def _anchor(recipe: dict[str, Any], folder: Path) -> None:
+def anchor(recipe: dict[str, Any], folder: Path) -> None:
     """Make paths that exist beside the recipe absolute; all others are left to the working directory."""
     for *outer, last in _PATHS:
         mapping: Any = recipe
@@ -172,7 +206,7 @@ def read_recipe(
     recipe = check(Recipe, values)
     faults = _refuse_idle(recipe, source, overrides, of=overrides)
     for fault in faults:
-        _leave_out(values, fault.where)
+        leave_out(values, fault.where)
         if note is not None:
             note(f"{fault.where}: {fault.what}; left out")
     return check(Recipe, values) if faults else recipe
@@ -192,7 +226,7 @@ def recipe_of(folder: Path, overrides: Sequence[str] = (), *, note: Callable[[st
         LichenError: for the first fault found.
     """
     values, _ = _values(folder if folder.is_file() else folder / "recipe.yaml", ())
-    report_renamed([message for text in overrides for message in _override(values, text)], note)
+    report_renamed([message for text in overrides for message in override(values, text)], note)
     return check(Recipe, values)
 
 
@@ -248,27 +282,34 @@ def read_values(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any],
     Raises:
         LichenError: if it cannot be read.
     """
-    return _values(source, ())
+    if isinstance(source, Mapping):
+        return with_new_names(plain(source, "recipe"))
+    if isinstance(source, (str, Path)):
+        path = locate(source)
+        values, notes = with_new_names(plain(_read_file(path), "recipe"))
+        anchor(values, path.parent)
+        return values, notes
+    raise LichenError(
+        f"cannot be read from a {type(source).__name__}", where="recipe", fix="give a name, a path or a mapping"
+    )
 
 
 def _values(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """What a recipe says, under the new names of keys, and a note for each old one."""
-    if isinstance(source, Mapping):
-        values, notes = with_new_names(plain(source, "recipe"))
-    elif isinstance(source, (str, Path)):
-        path = _locate(source)
-        values, notes = with_new_names(plain(_read_file(path), "recipe"))
-        _anchor(values, path.parent)
-    else:
+    """What a recipe of one run says, under the new names of keys, and a note for each old one."""
+    values, notes = read_values(source)
+    if "stages" in values:
         raise LichenError(
-            f"cannot be read from a {type(source).__name__}", where="recipe", fix="give a name, a path or a mapping"
+            "the recipe is several runs, one after another, where one run is asked for",
+            where="stages",
+            fix="lichen run and lichen plan take it on one machine; anywhere else give its stages one after another, "
+            "each as a recipe of its own that begins with what the one before has given",
         )
     for text in overrides:
-        notes += _override(values, text)
+        notes += override(values, text)
     return values, notes
 
 
-def _leave_out(values: dict[str, Any], key: str) -> None:
+def leave_out(values: dict[str, Any], key: str) -> None:
     """Remove a key, by its dotted name."""
     *outer, last = key.split(".")
     for step in outer:
@@ -279,6 +320,27 @@ def _leave_out(values: dict[str, Any], key: str) -> None:
 def write_recipe(recipe: Recipe) -> str:
     """YAML with every key, which :func:`read_recipe` reads back equal."""
     return dump_yaml(recipe.model_dump(mode="json"))
+
+
+def different_keys(one: Recipe, other: Recipe) -> list[str]:
+    """The dotted keys in which two recipes differ, sorted."""
+    return _different(one.model_dump(mode="json"), other.model_dump(mode="json"))
+
+
+def _different(one: Mapping[str, object], other: Mapping[str, object], path: str = "") -> list[str]:
+    """The dotted keys in which two mappings differ.
+
+    >>> _different({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4})
+    ['a.c', 'd']
+    """
+    found: list[str] = []
+    for key in sorted({*one, *other}):
+        mine, theirs = one.get(key), other.get(key)
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            found += _different(mine, theirs, f"{path}{key}.")
+        elif mine != theirs:
+            found.append(f"{path}{key}")
+    return found
 
 
 def recipe_sha256(recipe: Recipe) -> str:

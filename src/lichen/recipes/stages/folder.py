@@ -1,0 +1,48 @@
+"""Finds the runs in a folder of several stages; the folder of an ordinary run stands for itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lichen.core.errors import LichenError
+from lichen.core.files.manifest import MANIFEST
+from lichen.recipes.stages.read import Staged, page_of
+
+__all__ = ["last_stage", "stage_done", "staged_of"]
+
+
+def staged_of(folder: Path) -> Staged | None:
+    """The stages of a folder; None where it is no such folder.
+
+    Raises:
+        LichenError: if its recipe is damaged.
+    """
+    if not (folder / "recipe.yaml").is_file() or (folder / "state" / "recipe.sha256").exists():
+        return None  # the latter is an ordinary run's
+    found = page_of(folder)
+    return found if isinstance(found, Staged) else None
+
+
+def stage_done(folder: Path) -> bool:
+    """Whether a run is finished: its manifest is written last of all."""
+    return (folder / "summary.json").is_file() and (folder / MANIFEST).is_file()
+
+
+def last_stage(folder: Path | str) -> Path:
+    """The run that a folder means: the last stage where there are several, else itself.
+
+    Raises:
+        LichenError: if that stage is not finished.
+    """
+    folder = Path(folder)
+    staged = staged_of(folder)
+    if staged is None:
+        return folder
+    for stage in staged.stages:
+        if not stage_done(folder / stage.folder):
+            raise LichenError(
+                f"stage {stage.name} of {len(staged.stages)} is not finished",
+                where=str(folder),
+                fix=f"go on with: lichen run --resume {folder}, or name the folder of a stage that is",
+            )
+    return folder / staged.stages[-1].folder
