@@ -58,9 +58,11 @@ def audit_command(
         messages_table,
         messages_words,
     )
+    from lichen.recipes.stages.folder import last_stage
 
-    if others:
-        _audit_several((folder, *others), rows=rows, messages=messages, sums=sums, seed=seed, json=json)
+    folder, *rest = (last_stage(one) for one in (folder, *others))
+    if rest:
+        _audit_several((folder, *rest), rows=rows, messages=messages, sums=sums, seed=seed, json=json)
         return
     found = audit(folder, rows=rows, messages=messages, sums=sums, seed=seed)
     if json:
@@ -119,7 +121,9 @@ def influence_command(
         Print the rows as JSON, and nothing else, on standard output.
     """
     from lichen.recipes.audit.influence import influence
+    from lichen.recipes.stages.folder import last_stage
 
+    folder = last_stage(folder)
     rows = influence(folder, client=client, out=out)
     if json:
         from dataclasses import asdict

@@ -36,7 +36,8 @@ def list_command(what: Literal["methods"] | None = None, /, *, json: bool = Fals
     from lichen.present.table import new_table
     from lichen.present.units import bytes_text
     from lichen.recipes.comparison import card_of, comparisons
-    from lichen.recipes.schema.read import gallery, read_recipe
+    from lichen.recipes.schema.read import gallery, read_recipe, staged_gallery
+    from lichen.recipes.stages.read import Staged, read_page
 
     for kind in ("model", "data"):
         heads = [kind, "what", "licence", "size", *(["clients"] if kind == "data" else [])]
@@ -58,6 +59,14 @@ def list_command(what: Literal["methods"] | None = None, /, *, json: bool = Fals
         several = ", ".join(dict.fromkeys(one.kind for one in recipe.model.students))
         model = recipe.model.name or (student.kind if student is not None else several or "-")
         table.add_row(name, recipe.task, model, recipe.data.name, recipe.question)
+    if table.row_count:
+        show(table)
+    table = new_table(None, "stages", "one after another", "data", "question")
+    for name in staged_gallery():
+        staged = read_page(name)
+        assert isinstance(staged, Staged)
+        data = dict.fromkeys(stage.recipe.data.name for stage in staged.stages)
+        table.add_row(name, ", ".join(stage.name for stage in staged.stages), ", ".join(data), staged.question)
     if table.row_count:
         show(table)
     table = new_table(None, "comparison", "methods", "seeds", "question", numbers=["methods", "seeds"])
@@ -167,7 +176,7 @@ def report_command(*folders: Path, clients: bool = False, json: bool = False) ->
     Parameters
     ----------
     folders
-        Their folders.
+        Their folders; that of several stages means the last one, below a line for each.
     clients
         Print every client's results, in full names, a table for each run.
     json
@@ -176,11 +185,13 @@ def report_command(*folders: Path, clients: bool = False, json: bool = False) ->
     from lichen.present.clients import clients_table, read_clients
     from lichen.present.report import compare_table, summary_table
     from lichen.present.summary import read_summary
+    from lichen.recipes.stages.folder import last_stage, staged_of
 
     if not folders:
         raise LichenError("no folder", where="lichen report", fix="name the folders of finished runs")
-    summaries = [read_summary(folder) for folder in folders]
-    rows = [read_clients(folder if folder.is_dir() else folder.parent) for folder in folders] if clients else []
+    runs = [last_stage(folder) for folder in folders]
+    summaries = [read_summary(folder) for folder in runs]
+    rows = [read_clients(folder if folder.is_dir() else folder.parent) for folder in runs] if clients else []
     if json:
         whole = zip(summaries, rows, strict=True)
         print_json([{**summary, "clients": mine} for summary, mine in whole] if clients else summaries)
@@ -188,6 +199,10 @@ def report_command(*folders: Path, clients: bool = False, json: bool = False) ->
         for summary, mine in zip(summaries, rows, strict=True):
             show(clients_table(mine, summary))
     elif len(summaries) == 1:
+        if (staged := staged_of(folders[0])) is not None:
+            from lichen.recipes.stages.tables import rows_of, stages_table
+
+            show(stages_table(rows_of(staged, folders[0])))
         show(summary_table(summaries[0]))
     else:
         show(compare_table(summaries, folders=[str(folder) for folder in folders]))

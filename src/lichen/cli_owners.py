@@ -44,12 +44,14 @@ def pay_command(
         Print it as JSON, and nothing else, on standard output.
     """
     from lichen.recipes.artifacts.payout import pay
+    from lichen.recipes.stages.folder import last_stage
 
     signer = None
     if federation is not None:
         from lichen.federation.kits.members import read_federation, signer_of
 
         signer = signer_of(read_federation(federation))
+    folder = last_stage(folder)
     found = pay(folder, budget, floor=floor, by=by, signer=signer)
     if json:
         from dataclasses import asdict

@@ -11,12 +11,16 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from lichen.core.errors import LichenError
 from lichen.shell import crash_in, free, has_recipe, log, print_json, say, show
+
+if TYPE_CHECKING:
+    from lichen.recipes.run import Result
+    from lichen.recipes.stages.read import Staged
 
 NOTHING_LEARNED = 3
 """Exit code of a run whose numbers are there, but of a model that no client has trained."""
@@ -46,7 +50,7 @@ def run_command(
         The run's folder; runs/NAME-N if not given.
     resume
         Go on with the run in this folder, by its own recipe; -s federation.rounds=N gives it more rounds, and
-        -s data.name=PATH says where its data lie now.
+        -s data.name=PATH says where its data lie now. -s stages.NAME.KEY=VALUE speaks to one stage of several.
     quiet
         Show no progress.
     json
@@ -94,7 +98,8 @@ def run_recipe(
     if resume is None and recipe is None:
         raise LichenError("no recipe", where=command, fix="name a YAML file, or one of `lichen list`")
 
-    from lichen.recipes.schema.read import new_folder, read_recipe, recipe_of
+    from lichen.recipes.schema.read import new_folder, read_recipe
+    from lichen.recipes.stages.read import Staged, page_of, read_page
 
     lines = dict[str, None]()
 
@@ -104,9 +109,11 @@ def run_recipe(
         lines[line] = None
 
     if resume is not None:
-        known = recipe_of(resume, overrides, note=note)
-    else:
+        known = page_of(resume, overrides, note=note)
+    elif sites is not None:
         known = read_recipe(str(recipe), overrides, note=note)
+    else:
+        known = read_page(str(recipe), overrides, note=note)
     left_out: dict[str, str] = {}
     if sites is not None and resume is None:
         known, left_out = _for_sites(known, str(recipe), overrides, note)
@@ -117,16 +124,19 @@ def run_recipe(
         raise SystemExit(_silently(known, folder, resume is not None))
     try:
         with crash_in(folder), sites(left_out) if sites is not None else nullcontext() as there:
-            summary, adapter = _run(known, folder, resume is not None, quiet, there)
+            done = _run(known, folder, resume is not None, quiet, there)
     except KeyboardInterrupt:
         go_on = f"go on with: {command} --resume {shlex.quote(str(folder))}"
         log(f"\nstopped; {go_on if has_recipe(folder) else 'nothing was kept yet'}")
         raise SystemExit(130) from None
+    summary = done.summary
     if json:
         print_json(summary)
     else:
-        _show_result(summary, folder, adapter)
-    if summary.get("failures"):
+        if isinstance(known, Staged):
+            _show_stages(known, folder)
+        _show_result(summary, done.folder, done.adapter)
+    if any(one.summary.get("failures") for one in done.stages or (done,)):
         raise SystemExit(NOTHING_LEARNED)
 
 
@@ -150,9 +160,17 @@ def _several_ranks(recipe: Any, folder: Path | None) -> bool:
     Raises:
         LichenError: if it is, and the run is not for several.
     """
+    from lichen.recipes.stages.read import Staged
+
     count = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
     if count == "1":
         return False
+    if isinstance(recipe, Staged):
+        raise LichenError(
+            f"{count} ranks were started, and stages start their own",
+            where="stages",
+            fix="start one process, with -s engine.name=distributed",
+        )
     if not recipe.engine_kind.ranks:
         raise LichenError(
             f"{count} ranks were started, and engine {recipe.engine.name} is for one process",
@@ -181,7 +199,7 @@ def _silently(recipe: Any, folder: Path, resume: bool) -> int:
     return code
 
 
-def _run(recipe: Any, folder: Path, resume: bool, quiet: bool, sites: Any = None) -> tuple[dict[str, Any], Path | None]:
+def _run(recipe: Any, folder: Path, resume: bool, quiet: bool, sites: Any = None) -> Result:
     from lichen.present.progress import Progress
 
     # Libraries that print would spoil --json, so that their lines go where progress goes.
@@ -189,8 +207,15 @@ def _run(recipe: Any, folder: Path, resume: bool, quiet: bool, sites: Any = None
         progress.say(f"run folder: {folder}")
         from lichen.recipes import run as run_module
 
-        result = run_module.run(recipe, out=folder, resume=resume, sites=sites, observers=(progress,), say=progress.say)
-    return result.summary, result.adapter
+        return run_module.run(recipe, out=folder, resume=resume, sites=sites, observers=(progress,), say=progress.say)
+
+
+def _show_stages(staged: Staged, folder: Path) -> None:
+    """A row for each stage; what follows is the last one's."""
+    from lichen.recipes.stages.tables import rows_of, stages_table
+
+    show(stages_table(rows_of(staged, folder)))
+    say(f"stages: {folder / 'stages.md'}")
 
 
 def _show_result(summary: dict[str, Any], folder: Path, adapter: Path | None) -> None:
@@ -226,7 +251,7 @@ def plan_command(
     set_: Annotated[tuple[str, ...], Parameter(name=["-s", "--set"])] = (),
     json: bool = False,
 ) -> None:
-    """Say what a recipe will take on this machine: time, bytes, memory, disk, energy.
+    """Say what a recipe will take on this machine: time, bytes, memory, disk, energy; of stages each, and the sum.
 
     Parameters
     ----------
@@ -237,19 +262,21 @@ def plan_command(
     json
         Print the plan as JSON, and nothing else, on standard output.
     """
-    from lichen.recipes.schema.read import read_recipe
+    from lichen.recipes.stages.read import read_page
 
-    known = read_recipe(recipe, set_, note=log)
+    known = read_page(recipe, set_, note=log)
     with redirect_stdout(sys.stderr):
+        from lichen.recipes.plan.plan import Plan
         from lichen.recipes.plan.plan import plan as plan_of
 
-        found = plan_of(known, say=log).as_dict()
+        found = plan_of(known, say=log)
     if json:
-        print_json(found)
+        print_json(found.as_dict())
         return
     from lichen.present.planned import plan_table
+    from lichen.recipes.stages.plans import plans_table
 
-    show(plan_table(found))
+    show(plan_table(found.as_dict()) if isinstance(found, Plan) else plans_table(found))
 
 
 def node_command(*, recipe: Path, state: Path, data: Path | None = None) -> None:

@@ -34,6 +34,7 @@ def verify_command(
     from dataclasses import asdict
 
     from lichen.recipes.artifacts.verify import verify
+    from lichen.recipes.stages.folder import last_stage
 
     if federation is not None:
         from lichen.federation.kits.members import key_of
@@ -41,6 +42,7 @@ def verify_command(
         if key is not None:
             raise LichenError("says the key once more", where="--key", fix="leave out one of --key and --federation")
         key = key_of(federation)
+    folder = last_stage(folder)
     found = verify(folder, key=key)
     if json:
         print_json({"folder": str(folder), **asdict(found)})

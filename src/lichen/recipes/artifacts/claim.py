@@ -21,6 +21,7 @@ from lichen.models.loading.tokenizer_folder import read_tokenizer
 from lichen.recipes.artifacts.sampling import ask_ids
 from lichen.recipes.artifacts.use import open_models
 from lichen.recipes.assemble.sides.fingerprints import read_fingerprint, registered
+from lichen.recipes.stages.folder import last_stage
 
 __all__ = ["claim"]
 
@@ -100,7 +101,7 @@ def claim(
     Raises:
         LichenError: if the model or the key cannot be read, or the model does not write.
     """
-    fingerprint, folder = read_fingerprint(secret), Path(model)
+    fingerprint, folder = read_fingerprint(secret), last_stage(model)
     is_run = (folder / "recipe.yaml").is_file()
     known, bare, tokenizer, own = _of_run(folder, quantize) if is_run else _of_files(str(model), base, quantize)
     way = form or own or ("chat" if tokenizer.chat_template else "transcript")

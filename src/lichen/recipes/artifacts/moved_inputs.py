@@ -15,6 +15,7 @@ from lichen.recipes.schema.recipe import Recipe
 
 __all__ = ["move"]
 
+
 def move(folder: Path, recipe: Recipe) -> Callable[[], None]:
     """Let a run's folder have this recipe, if it differs from the folder's own only in where things lie.
 

@@ -30,6 +30,7 @@ from lichen.recipes.artifacts.verify import KEY, PAYOUT, verify
 from lichen.recipes.assemble.experiment import lr_name
 from lichen.recipes.assemble.run_folder import LOCK
 from lichen.recipes.schema.read import recipe_of
+from lichen.recipes.stages.folder import last_stage
 
 __all__ = ["By", "pay"]
 
@@ -95,7 +96,7 @@ def pay(
         LichenError: if the budget is no amount, the run is not finished or not what was signed, or does not tell what
             clients brought. Nothing is written then.
     """
-    folder = Path(folder)
+    folder = last_stage(folder)
     cents, equal = cents_of(budget), floor_of(floor)
     read_summary(folder)  # says so where the run is not finished
     with one_process(folder, LOCK, say=lambda _: None):

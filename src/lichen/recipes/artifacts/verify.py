@@ -18,6 +18,7 @@ from lichen.core.files.manifest import files_in, sha256_of
 from lichen.core.files.record import RECORD, SIGNED, canonical, chain, public_key, recorded_files, require_signed
 from lichen.core.visible import visible
 from lichen.recipes.artifacts.contributions import CONTRIBUTIONS, read_contributions
+from lichen.recipes.stages.folder import last_stage
 
 __all__ = ["KEY", "MANIFEST", "PAYOUT", "handed_on", "verify"]
 
@@ -99,7 +100,7 @@ def verify(folder: Path | str, *, key: str | None = None) -> Verified:
     Raises:
         LichenError: naming the first file, and its line in a record, that is not as it was.
     """
-    folder = Path(folder)
+    folder = last_stage(folder)
     if key is not None and (len(key) != 64 or set(key) - set("0123456789abcdef")):
         raise LichenError(f"{key!r} is no public key", where="--key", fix="use the 64 hex digits that verify prints")
     if (folder / MANIFEST).is_file():

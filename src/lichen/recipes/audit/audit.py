@@ -24,6 +24,7 @@ from lichen.recipes.audit.members import membership
 from lichen.recipes.audit.messages import ReadMessage, read_messages
 from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.stages.folder import last_stage
 from lichen.recipes.tasks.learning import HISTORY
 from lichen.tasks.registry import task_of
 
@@ -64,7 +65,7 @@ def audit(folder: Path | str, *, rows: int = 1000, messages: int = 8, sums: bool
     Raises:
         LichenError: if the run is not finished, is of another task, or its data have changed.
     """
-    folder = Path(folder)
+    folder = last_stage(folder)
     summary, recipe = read_summary(folder), recipe_of(folder)
     _refuse(recipe, folder)
     check(folder, MANIFEST, fix=f"make it again: lichen run --resume {folder}")

@@ -28,6 +28,7 @@ from lichen.recipes.artifacts.inputs import inputs_of, require_same
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.stages.folder import last_stage
 from lichen.tasks.registry import task_of
 
 __all__ = ["influence"]
@@ -71,7 +72,7 @@ def influence(folder: Path | str, *, client: str | None = None, out: Path | None
         LichenError: if the run is not finished or its data have changed, if the client is not known or has no
             validation rows, or if a part of the model stays with its clients.
     """
-    folder = Path(folder)
+    folder = last_stage(folder)
     read_summary(folder)
     recipe = recipe_of(folder)
     _refuse(recipe, folder)

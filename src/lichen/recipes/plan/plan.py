@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -27,8 +28,9 @@ from lichen.recipes.launch import require_processes
 from lichen.recipes.plan.estimate import Estimate, Problem, problems
 from lichen.recipes.plan.features import estimate_with_teacher
 from lichen.recipes.plan.memory import MemoryMeter
-from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.stages.plans import StagedPlan, plan_stages
+from lichen.recipes.stages.read import Staged, read_page
 from lichen.tasks.registry import task_of
 
 __all__ = ["Plan", "plan"]
@@ -74,11 +76,11 @@ class Plan:
 
 
 def plan(
-    recipe: Recipe | Mapping[str, Any] | str | Path,
+    recipe: Recipe | Staged | Mapping[str, Any] | str | Path,
     *,
     say: Callable[[str], None] = lambda _: None,
     seconds: float = SECONDS,
-) -> Plan:
+) -> Plan | StagedPlan[Plan]:
     """Find out what a recipe will cost on this machine; takes as long as loading it and a few blocks.
 
     Args:
@@ -86,10 +88,19 @@ def plan(
         say: Called with lines of progress.
         seconds: About how long each kind of work is timed; longer is steadier.
 
+    Returns:
+        The plan; of a recipe of several stages the plans of all.
+
     Raises:
         LichenError: what is wrong with the recipe or its files, as the run would say it.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    recipe = recipe if isinstance(recipe, Recipe | Staged) else read_page(recipe)
+    if isinstance(recipe, Staged):
+        return plan_stages(recipe, partial(_plan, say=say, seconds=seconds), say=say)
+    return _plan(recipe, say=say, seconds=seconds)
+
+
+def _plan(recipe: Recipe, *, say: Callable[[str], None], seconds: float) -> Plan:
     require_processes(recipe)
     if slow := slow_dtype(recipe.model.dtype, recipe.model.device):
         say(f"model.dtype: {slow}")

@@ -80,7 +80,11 @@ class Profiler:
             "local_steps": whole if self.experiment.recipe.method.grows_by_steps else min(steps, whole),
             "local_epochs": None,
         }
-        recipe = self.experiment.recipe.model_copy(update={"federation": fed.model_copy(update=changes)})
+        # So few steps hold no warm-up that is counted in them.
+        optimizer = self.experiment.recipe.optimizer.model_copy(update={"warmup": 0})
+        recipe = self.experiment.recipe.model_copy(
+            update={"federation": fed.model_copy(update=changes), "optimizer": optimizer}
+        )
         return self.experiment.with_server(recipe=recipe)
 
     def _steps(self) -> int:

@@ -72,7 +72,7 @@ def begins_with(before: Recipe, after: Recipe, *, name: str) -> Begins:
 def _refuse_end(before: Recipe, name: str) -> None:
     """Refuse a stage after one whose result is no model that a run can begin with."""
     small = before.model.student is not None or bool(before.model.students)
-    if small or before.model.name is None and before.model.scratch is None:
+    if small or (before.model.name is None and before.model.scratch is None):
         what = f"stage {name} trains a student, from which no other stage can begin"
     elif before.method.asks_only:
         what = f"stage {name} finds a prompt by asking, which lies outside the model"

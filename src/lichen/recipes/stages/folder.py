@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from lichen.core.errors import LichenError
@@ -17,8 +18,9 @@ def staged_of(folder: Path) -> Staged | None:
     Raises:
         LichenError: if its recipe is damaged.
     """
-    if not (folder / "recipe.yaml").is_file() or (folder / "state" / "recipe.sha256").exists():
-        return None  # the latter is an ordinary run's
+    file = folder / "recipe.yaml"
+    if not file.is_file() or not re.search(rb"^stages:", file.read_bytes(), re.MULTILINE):
+        return None
     found = page_of(folder)
     return found if isinstance(found, Staged) else None
 

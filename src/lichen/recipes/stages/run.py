@@ -119,7 +119,7 @@ def _require_same(staged: Staged, out: Path) -> None:
     before = staged_of(out)
     if before is None:
         raise LichenError("holds a run of one recipe, not of stages", where=str(out), fix="choose another --out")
-    new = {position: stage for position, stage in enumerate(staged.stages)}
+    new = dict(enumerate(staged.stages))
     anew = "leave it as it is, or choose another --out for the whole"
     for position, stage in enumerate(before.stages):
         folder = out / stage.folder

@@ -33,6 +33,7 @@ from lichen.recipes.assemble.parts import tensors_of
 from lichen.recipes.assemble.sides.personal import norms_of
 from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.stages.folder import last_stage
 from lichen.recipes.tasks.learning import HISTORY, federate, scored
 
 __all__ = ["replay"]
@@ -70,7 +71,7 @@ def replay(folder: Path | str, *, without: Sequence[str] = ()) -> Replay:
         LichenError: if the run is not finished or retained nothing, its data changed, a client is unknown, or more than
             messages made its model.
     """
-    folder = Path(folder)
+    folder = last_stage(folder)
     summary, recipe = read_summary(folder), recipe_of(folder)
     _refuse(recipe, folder)
     loaded = open_recipe(recipe)
