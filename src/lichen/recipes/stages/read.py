@@ -88,9 +88,9 @@ class Staged:
         recipe = self.stages[position].recipe
         if not position:
             return recipe
-        model, places = recipe.model, {stage.folder for stage in self.stages}
+        model, folders = recipe.model, {stage.folder for stage in self.stages}
         changes: dict[str, Any] = {}
-        if model.name is not None and Path(model.name).parts[0] in places:
+        if model.name is not None and Path(model.name).parts[0] in folders:
             changes["name"] = str((folder / model.name).absolute())
         if model.adapter.init_from is not None:
             there = str((folder / model.adapter.init_from).absolute())
@@ -283,10 +283,10 @@ def _stage(
 
 def _refuse_origin(own: set[str], given: Mapping[str, Any], before: str) -> None:
     for key in sorted(own):
-        said: Any = given
+        value: Any = given
         for step in key.split("."):
-            said = said.get(step) if isinstance(said, Mapping) else None
-        if any(f"{key}.".startswith(f"{one}.") for one in ORIGIN) and said not in (None, False, [], {}):
+            value = value.get(step) if isinstance(value, Mapping) else None
+        if any(f"{key}.".startswith(f"{one}.") for one in ORIGIN) and value not in (None, False, [], {}):
             raise LichenError(
                 f"a stage begins with what the one before it gave, here {before}, and this says otherwise",
                 where=key,
@@ -295,7 +295,7 @@ def _refuse_origin(own: set[str], given: Mapping[str, Any], before: str) -> None
 
 
 def _checked(given: dict[str, Any], own: set[str]) -> tuple[Recipe, dict[str, LichenError]]:
-    """The recipe, without keys of the recipe around that nobody reads in this stage, and what is to be said of those.
+    """The recipe, without keys of the recipe around that nobody reads in this stage, and why not.
 
     Raises:
         LichenError: for a fault, and for a key of the stage itself that nobody reads.
