@@ -24,6 +24,7 @@ from lichen.cli_federation import federation_app
 from lichen.cli_init import init_command
 from lichen.cli_look import export_command, fetch_command, list_command, report_command, try_command
 from lichen.cli_owners import claim_command, fingerprint_command, pay_command
+from lichen.cli_rebase import rebase_command
 from lichen.cli_run import node_command, plan_command, rank_command, run_command
 from lichen.cli_serve import join_command, serve_command, status_command, stop_command, submit_command
 from lichen.cli_verify import verify_command
@@ -52,6 +53,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "try": try_command,
     "report": report_command,
     "export": export_command,
+    "rebase": rebase_command,
     "verify": verify_command,
     "pay": pay_command,
     "fingerprint": fingerprint_command,
@@ -83,7 +85,7 @@ _QUIET = {
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """How threads wait for one another, where the user has said it."""
 
-_TRAINING = ("run", "plan", "compare", "node", "rank")
+_TRAINING = ("run", "plan", "compare", "rebase", "node", "rank")
 """Commands whose process is worth setting up for large tensors."""
 
 

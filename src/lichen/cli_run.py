@@ -135,8 +135,8 @@ def run_recipe(
     else:
         if isinstance(known, Staged):
             _show_stages(known, folder)
-        _show_result(summary, done.folder, done.adapter)
-    if any(one.summary.get("failures") for one in done.stages or (done,)):
+        _show_result(summary, done.folder if isinstance(known, Staged) else folder, done.adapter)
+    if any(one.summary.get("failures") for one in (done.stages if isinstance(known, Staged) else (done,))):
         raise SystemExit(NOTHING_LEARNED)
 
 

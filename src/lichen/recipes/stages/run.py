@@ -97,7 +97,7 @@ def _run(staged: Staged, out: Path, one: RunOne, merge: Callable[[Path], Path], 
             say(f"stage {position + 1} of {count}, {stage.name}: finished")
             continue
         before = staged.stages[position - 1]
-        takes = {"anew": "a model of its own", "base": f"the model of {before.name}"}.get(
+        takes = {"anew": "the recipe's own model", "base": f"the model of {before.name}"}.get(
             stage.begins, f"the adapter of {before.name}"
         )
         say(f"stage {position + 1} of {count}, {stage.name}: begins with {takes}")

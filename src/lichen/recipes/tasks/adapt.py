@@ -26,6 +26,7 @@ from lichen.data.batches.shards import Shard
 from lichen.data.batches.text import LmForm
 from lichen.data.sources.records import load_records
 from lichen.engines.local import LocalEngine
+from lichen.engines.ranks import Ranks
 from lichen.models.peft.format import has_peft_format, save_adapter
 from lichen.present.report import attack_text
 from lichen.present.trace import read_trace
@@ -58,6 +59,7 @@ from lichen.recipes.tasks.training_flops import compute_of
 from lichen.tasks.registry import task_of
 
 __all__ = ["run_adapt", "save_result", "score_on"]
+__all__ = ["retention_shard", "run_adapt", "save_result", "score_on"]
 
 Say = Callable[[str], None]
 Form = LmForm | Literal["stream"]
@@ -155,6 +157,19 @@ def score_on(experiment: Experiment, shards: Sequence[Shard], shared: Shared, fo
         folder: The run folder.
     """
     store = ClientStore(folder.path / "state" / "none")
+def score_on(
+    experiment: Experiment, shards: Sequence[Shard], shared: Shared, path: Path, ranks: Ranks | None = None
+) -> Tree:
+    """What a model scores on rows: sums over each shard, as :class:`Evaluate` gives them.
+
+    Args:
+        experiment: Whose model it is.
+        shards: The rows, such as one shard a client.
+        shared: The model's tensors.
+        path: A folder whose ``state`` holds no private tensors that are needed here.
+        ranks: Who scores together.
+    """
+    store = ClientStore(path / "state" / "none")
     work = Evaluate(experiment.model)
     local = LocalEngine(
         {"test": ClientTask(work=work, source=experiment.evaluating(shards))},
@@ -167,7 +182,7 @@ def score_on(experiment: Experiment, shards: Sequence[Shard], shared: Shared, fo
     job = Job(work="test", shared=shared, version=0, clients=everyone, seed=0, base=experiment.model.base)
     each = experiment.recipe.data.max_length if experiment.recipe.writes else 1
     admission = counting("test", work, [shard.size * each for shard in shards])
-    return score(over_ranks(folder.ranks, local), job, admission)[1]
+    return score(over_ranks(ranks or Ranks(), local), job, admission)[1]
 
 
 def _attack_success(experiment: Experiment, after: Shared, folder: RunFolder, say: Say) -> dict[str, float]:
@@ -180,6 +195,7 @@ def _attack_success(experiment: Experiment, after: Shared, folder: RunFolder, sa
     for when, shared in (("before", experiment.start), ("after", after)):
         name = f"attack_success.{when}"
         metrics = folder.tree(name, partial(score_on, experiment, victims, shared, folder))
+        metrics = folder.tree(name, partial(score_on, experiment, victims, shared, folder.path, folder.ranks))
         given_KK = metrics["confusion"].sum(0)
         out[name] = float(given_KK[:, poison.target].sum() / given_KK.sum())
     return out
@@ -197,6 +213,7 @@ def _best_form(
         if form != recipe.data.form:
             shards = shards_of(loaded.clients_data, part, encode(recipe, loaded.tokenizer, (), form=form))
         metrics = folder.tree(name, partial(score_on, experiment, shards, experiment.start, folder))
+        metrics = folder.tree(name, partial(score_on, experiment, shards, experiment.start, folder.path, folder.ranks))
         return Column(value_N=values_N(recipe, metrics), metrics=metrics)
 
     forms: tuple[Form, ...] = tuple(dict.fromkeys((recipe.data.form, *recipe.compare.forms)))
@@ -214,12 +231,20 @@ def _best_form(
 
 
 def _forgotten(loaded: LoadedExperiment, folder: RunFolder, name: str, shared: Shared) -> float:
-    recipe, experiment = loaded.experiment.recipe, loaded.experiment
+    experiment, shard = loaded.experiment, retention_shard(loaded)
+    metrics = folder.tree(f"forgotten.{name}", lambda: score_on(experiment, [shard], shared, folder.path, folder.ranks))
+    return float(torch.exp(metrics["loss_sum"] / metrics["count"])[0])
+
+
+def retention_shard(loaded: LoadedExperiment) -> Shard:
+    """The rows of ``compare.retention_text``, as the recipe's model reads them."""
+    recipe = loaded.experiment.recipe
     records = load_records(str(recipe.compare.retention_text), columns={})
     step = max(1, len(records) // recipe.compare.retention_rows)
     shard = encode(recipe, loaded.tokenizer, (), form="plain")(records[::step][: recipe.compare.retention_rows])
     metrics = folder.tree(f"forgotten.{name}", lambda: score_on(experiment, [shard], shared, folder))
     return float(torch.exp(metrics["loss_sum"] / metrics["count"])[0])
+    return encode(recipe, loaded.tokenizer, (), form="plain")(records[::step][: recipe.compare.retention_rows])
 
 
 def save_result(

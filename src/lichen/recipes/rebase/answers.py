@@ -1,0 +1,94 @@
+"""Lets the model on the old base answer questions that are nobody's: what another base learns from.
+
+Learning from what a teacher is likeliest to write needs no tokens in common, so that any base can take over from any
+other (sequence-level distillation). The texts are taken token by token where the paper searches with a beam.
+
+Reference:
+    Yoon Kim and Alexander M. Rush. "Sequence-Level Knowledge Distillation." EMNLP 2016.
+    https://arxiv.org/abs/1606.07947
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lichen.clients.distillation.sequence import prompt_of
+from lichen.core.errors import LichenError
+from lichen.core.files.durable import write_atomic
+from lichen.data.sources.records import Record, load_records
+from lichen.recipes.artifacts.sampling import Sampling, ask_ids, end_ids, generate_text
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = ["questions", "write_answers"]
+
+LEAST = 10
+"""Answers that can be split into rows to train on, to choose by and to test."""
+
+
+def questions(public: Sequence[Record], file: Path | None) -> tuple[str, ...]:
+    """The questions, each once: of a file, or of the recipe's public rows.
+
+    Args:
+        public: The old run's public rows.
+        file: Rows with a column `prompt`.
+
+    Raises:
+        LichenError: if they are too few.
+    """
+    records = public
+    if file is not None:
+        try:
+            rows = load_records(str(file), columns={"text": ("prompt",)}, empty="keep")
+        except LichenError as error:
+            raise LichenError(error.what, where=f"--prompts: {error.where}", fix=error.fix) from None
+        records = [replace(row, prompt=row.text) for row in rows]
+    found = tuple(dict.fromkeys(prompt for record in records if (prompt := prompt_of(record))))
+    if len(found) < LEAST:
+        raise LichenError(
+            f"{len(found)} questions are not enough to learn from",
+            where="--prompts" if file is None else f"--prompts {file}",
+            fix=f"name a file with {LEAST} rows or more, with a column prompt, that are nobody's in the federation",
+        )
+    return found
+
+
+def write_answers(
+    file: Path,
+    recipe: Recipe,
+    writer: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    say: Callable[[str], None],
+) -> int:
+    """Write the model's answers, a row each; how many there are. A file that is there is left as it is.
+
+    Args:
+        file: Where to.
+        recipe: Of the old run, in whose form it is prompted.
+        writer: The model on the old base.
+        tokenizer: Its tokenizer.
+        prompts: The questions.
+        say: Called with lines of progress.
+
+    Raises:
+        LichenError: if it writes too few.
+    """
+    if file.exists():
+        return len(file.read_text(encoding="utf-8").splitlines())
+    say(f"the model on the old base answers {len(prompts):,} questions")
+    form, rows = recipe.data.form, list[str]()
+    ends = end_ids(writer, tokenizer, form)
+    for prompt in prompts:
+        text = generate_text(writer, tokenizer, ask_ids(tokenizer, form, prompt), Sampling(), ends=ends)
+        if text:
+            rows.append(json.dumps({"client": "server", "prompt": prompt, "completion": text}))
+    if len(rows) < LEAST:
+        what = f"the model answers {len(rows)} of {len(prompts)} questions with a word, too few to learn from"
+        raise LichenError(what, where="--how distil", fix="ask more questions, or use as-is or restart")
+    write_atomic(file, ("\n".join(rows) + "\n").encode())
+    return len(rows)

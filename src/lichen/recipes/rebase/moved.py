@@ -1,0 +1,134 @@
+"""Makes the recipe of a run on another base, and refuses a base that the adapter does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from lichen.core.errors import LichenError
+from lichen.data.sources.catalog import resolve_model
+from lichen.recipes.assemble.model import foundation_of
+from lichen.recipes.schema.read import read_recipe
+from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.stages.read import Staged, read_page
+from lichen.tasks.registry import task_of
+
+__all__ = ["How", "moved_recipe", "require_fit"]
+
+How = Literal["as-is", "distil", "restart"]
+
+DISTIL, CLIENTS = "distil", "clients"
+"""The stages of a base to which the old model is distilled."""
+
+
+def moved_recipe(recipe: Recipe, model: str, how: How, *, rounds: int | None, source: Path, answers: Path) -> Any:
+    """The recipe of the new run: one run, or of ``distil`` two stages.
+
+    Args:
+        recipe: Of the old run.
+        model: The new base, as a recipe names it.
+        how: What becomes of the adapter.
+        rounds: At the clients; None: as many as the old run had.
+        source: The old run's folder.
+        answers: The rows that the old model writes, of ``distil``.
+
+    Raises:
+        LichenError: if the old run has no such adapter, or its recipe does not carry over.
+    """
+    _refuse(recipe, how, source)
+    if how == "as-is" and not (source / "adapter").is_dir():
+        raise LichenError("has no adapter to put on another base", where=str(source), fix="use --how distil or restart")
+    there = Path(model).expanduser()
+    place = str(there.absolute()) if there.exists() else model
+    values = recipe.model_dump(mode="json", exclude_defaults=True)
+    values["name"] = f"{recipe.name}-rebased"
+    section = values.setdefault("model", {})
+    for key in ("scratch", "layers", "random"):
+        section.pop(key, None)
+    section["name"] = place
+    adapter = section.setdefault("adapter", {})
+    adapter.pop("init_from", None)
+    if rounds is not None:
+        values.setdefault("federation", {})["rounds"] = rounds
+    if how == "as-is":
+        adapter["init_from"] = str((source / "adapter").absolute())
+    if how != "distil":
+        return read_recipe(values)
+    first = {**values, "data": _answered(recipe, answers), "compare": {"baselines": []}}
+    for key in ("teacher", "synthetic", "semi", "privacy", "attack", "value", "personal", "fingerprint", "audit"):
+        first.pop(key, None)
+    optimizer = {key: value for key, value in values.get("optimizer", {}).items() if key in ("name", "lr")}
+    first |= {"optimizer": optimizer, "federation": {"rounds": 4, "local_epochs": 1, "batch_size": 4}}
+    second = {key: value for key, value in values.items() if key not in ("model", "name", "question")}
+    later = {key: value for key, value in section.items() if key != "name"}
+    stages = [
+        {**{key: value for key, value in first.items() if key not in ("name", "question")}, "name": DISTIL},
+        {**second, "model": later, "name": CLIENTS},
+    ]
+    page = {"name": values["name"], "question": recipe.question, "stages": stages}
+    staged = read_page(page)
+    assert isinstance(staged, Staged)
+    return staged
+
+
+def _refuse(recipe: Recipe, how: How, source: Path) -> None:
+    where, other = str(source), "run the recipe anew on the other base: lichen run RECIPE -s model.name=NEW"
+    if recipe.model.student is not None or recipe.model.students or not task_of(recipe.task).procedure.rounds:
+        raise LichenError("has no foundation model whose base could change", where=where, fix=other)
+    if recipe.method.asks_only:
+        raise LichenError("found its prompt by asking this base, and no other knows it", where=where, fix=other)
+    if recipe.noised is not None:
+        what = "its noise was paid for by a budget that another run on the same rows would overdraw"
+        raise LichenError(what, where=where, fix="plan a budget for both, and run the recipe anew on the other base")
+    if recipe.aggregation.local_params and not recipe.model.adapter.facts.whole and how == "as-is":
+        what = "leaves a part of each adapter with its client, and gives none that is whole"
+        raise LichenError(what, where="federation.aggregate", fix="use --how restart")
+    if how == "distil" and (not recipe.writes or recipe.data.form in ("plain", "stream")):
+        raise LichenError(
+            "writes no answers to questions, from which another base could learn",
+            where="--how distil",
+            fix="use as-is or restart; distil takes task chat in form transcript, chat or messages",
+        )
+
+
+def _answered(recipe: Recipe, answers: Path) -> dict[str, Any]:
+    """The data of the rows that the old model wrote: one owner, in the old run's form."""
+    data = recipe.data.model_dump(mode="json", exclude_defaults=True)
+    own: dict[str, Any] = {key: data[key] for key in ("max_length", "system", "template", "thinking") if key in data}
+    own["form"] = "chat" if recipe.data.form == "messages" else recipe.data.form
+    columns = {"client": "client", "prompt": "prompt", "completion": "completion"}
+    return {**own, "name": str(answers.absolute()), "columns": columns, "valid": 0.1, "test": 0.1}
+
+
+def require_fit(recipe: Recipe, old: Any, old_tokenizer: Any, classes: int, *, same: bool) -> None:
+    """Refuse a base that cannot be loaded, or on which an adapter of the old one would mean something else.
+
+    Args:
+        recipe: Names the new base.
+        old: The old base.
+        old_tokenizer: Its tokenizer.
+        classes: Of the task; 0 for a language model.
+        same: It must have the vocabulary and the shapes of the old one.
+
+    Raises:
+        LichenError: if it cannot be loaded, or vocabulary or shapes differ.
+    """
+    new, tokenizer = foundation_of(recipe, resolve_model(str(recipe.model.name)), classes)
+    if not same:
+        return
+    fix = "use --how distil or --how restart"
+    if tokenizer.get_vocab() != old_tokenizer.get_vocab():
+        raise LichenError(
+            "has another vocabulary than the base that the adapter was made on",
+            where=f"--model {recipe.model.name}",
+            fix=fix,
+        )
+    ours, theirs = ({name: tuple(x.shape) for name, x in model.named_parameters()} for model in (old, new))
+    if ours != theirs:
+        odd = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))[0]
+        shapes = [str(some.get(odd, "missing")) for some in (ours, theirs)]
+        raise LichenError(
+            f"is of another shape than the adapter's base: {odd} is {shapes[1]}, and was {shapes[0]}",
+            where=f"--model {recipe.model.name}",
+            fix=fix,
+        )
