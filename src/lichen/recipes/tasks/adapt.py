@@ -58,7 +58,6 @@ from lichen.recipes.tasks.repair import safety
 from lichen.recipes.tasks.training_flops import compute_of
 from lichen.tasks.registry import task_of
 
-__all__ = ["run_adapt", "save_result", "score_on"]
 __all__ = ["retention_shard", "run_adapt", "save_result", "score_on"]
 
 Say = Callable[[str], None]
@@ -147,16 +146,6 @@ def _planted(loaded: LoadedExperiment, folder: RunFolder, say: Say) -> LoadedExp
     return loaded.planted(canary_key(recipe, folder.path, begun=True))
 
 
-def score_on(experiment: Experiment, shards: Sequence[Shard], shared: Shared, folder: RunFolder) -> Tree:
-    """Sums over the rows of each shard, with these tensors.
-
-    Args:
-        experiment: Whose model it is.
-        shards: One of each client, or of whoever owns the rows.
-        shared: The tensors.
-        folder: The run folder.
-    """
-    store = ClientStore(folder.path / "state" / "none")
 def score_on(
     experiment: Experiment, shards: Sequence[Shard], shared: Shared, path: Path, ranks: Ranks | None = None
 ) -> Tree:
@@ -194,7 +183,6 @@ def _attack_success(experiment: Experiment, after: Shared, folder: RunFolder, sa
     victims, out = [poison.victims(shard) for shard in experiment.clients.test], dict[str, float]()
     for when, shared in (("before", experiment.start), ("after", after)):
         name = f"attack_success.{when}"
-        metrics = folder.tree(name, partial(score_on, experiment, victims, shared, folder))
         metrics = folder.tree(name, partial(score_on, experiment, victims, shared, folder.path, folder.ranks))
         given_KK = metrics["confusion"].sum(0)
         out[name] = float(given_KK[:, poison.target].sum() / given_KK.sum())
@@ -212,7 +200,6 @@ def _best_form(
         shards = experiment.clients.valid
         if form != recipe.data.form:
             shards = shards_of(loaded.clients_data, part, encode(recipe, loaded.tokenizer, (), form=form))
-        metrics = folder.tree(name, partial(score_on, experiment, shards, experiment.start, folder))
         metrics = folder.tree(name, partial(score_on, experiment, shards, experiment.start, folder.path, folder.ranks))
         return Column(value_N=values_N(recipe, metrics), metrics=metrics)
 
@@ -241,9 +228,6 @@ def retention_shard(loaded: LoadedExperiment) -> Shard:
     recipe = loaded.experiment.recipe
     records = load_records(str(recipe.compare.retention_text), columns={})
     step = max(1, len(records) // recipe.compare.retention_rows)
-    shard = encode(recipe, loaded.tokenizer, (), form="plain")(records[::step][: recipe.compare.retention_rows])
-    metrics = folder.tree(f"forgotten.{name}", lambda: score_on(experiment, [shard], shared, folder))
-    return float(torch.exp(metrics["loss_sum"] / metrics["count"])[0])
     return encode(recipe, loaded.tokenizer, (), form="plain")(records[::step][: recipe.compare.retention_rows])
 
 

@@ -15,10 +15,9 @@ from lichen.core.store import load_tree
 from lichen.core.wire.shared import Shared
 from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.inputs import rows_digest
-from lichen.recipes.artifacts.moved_inputs import MOVABLE, changed_keys
 from lichen.recipes.artifacts.verify import MANIFEST
 from lichen.recipes.rows.periods import only_period
-from lichen.recipes.schema.read import recipe_of
+from lichen.recipes.schema.read import MOVABLE, different_keys, recipe_of
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = ["START", "PeriodFolders"]
@@ -78,7 +77,7 @@ class PeriodFolders:
             LichenError: if that is something else.
         """
         own, where = recipe_of(self.of(period)), str(self.of(period))
-        changed = changed_keys(own.model_dump(mode="json"), recipe.model_dump(mode="json"))
+        changed = different_keys(own, recipe)
         if others := [key for key in changed if key not in MOVABLE]:
             raise LichenError(
                 f"was made by another recipe: {', '.join(others[:6])}", where=where, fix="put the folder of then back"

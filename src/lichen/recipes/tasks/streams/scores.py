@@ -68,7 +68,9 @@ class Scores:
         shared = loaded.experiment.start if model == START else self.periods.tensors(model)
         self.say(f"{period}: scoring the model {'at the start' if model == START else f'of {model}'}")
         clients = loaded.experiment.clients
-        return score_on(loaded.experiment, clients.test if part == "test" else clients.valid, shared, self.folder)
+        test = part == "test"
+        rows = clients.test if test else clients.valid
+        return score_on(loaded.experiment, rows, shared, self.folder.path, self.folder.ranks)
 
     def open(self, period: str) -> LoadedExperiment:
         """The rows of one period, with nothing of the past among them."""
