@@ -54,6 +54,8 @@ def tokens_seen_C(batch: Batch) -> Tensor:
     active_C = batch["active_C"]
     if "attention_mask_CBT" in batch:
         seen_CB = batch["attention_mask_CBT"].sum(2)
+        if "second_mask_CBT" in batch:
+            seen_CB = seen_CB + batch["second_mask_CBT"].sum(2)
         if "index_CB" in batch:  # a padding row attends to one padding token, which is nobody's
             real_CB = batch["index_CB"] >= 0
             seen_CB = seen_CB * (real_CB | (batch["answer_CB"] >= 0) if "answer_CB" in batch else real_CB)

@@ -72,7 +72,42 @@ def assemble(slots: Sequence[Slot], active: Sequence[bool], *, width: int, pad: 
         batch["attention_mask_CBT"] = real_CBT.astype(np.int64)
         if learns_tokens:
             batch["labels_CBT"], _ = _laid(labels, shape_CBT, fill=-100)
+        if first.compared is not None:
+            batch |= _compared(slots, shape_CBT, pad=pad)
     return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+def _compared(slots: Sequence[Slot], shape_CBT: tuple[int, int, int], *, pad: int) -> dict[str, np.ndarray]:
+    """What each row is compared with: whether it is good, its second answer, and what the reference says of both."""
+    clients, each, width = shape_CBT
+    good_CB = np.full((clients, each), -100, np.int64)
+    reference_CB2 = np.zeros((clients, each, 2), np.float32)
+    tokens: _Rows = {}
+    labels: _Rows = {}
+    seconds = scored = False
+    for c, slot in enumerate(slots):
+        at = 0
+        for shard, numbers in slot:
+            compared = shard.compared if isinstance(shard, TextShard) else None
+            span, real, rows = slice(at, at + len(numbers)), numbers >= 0, numbers[numbers >= 0]
+            at += len(numbers)
+            if compared is None or not len(rows):
+                continue
+            good_CB[c, span][real] = compared.good_N[rows]
+            if compared.reference is not None:
+                reference_CB2[c, span][real], scored = compared.reference()[rows], True
+            if compared.second is not None:
+                here = [(c * each + b, row) for b, row in enumerate(numbers.tolist(), span.start) if row >= 0]
+                second, seconds = compared.second(), True
+                Ragged.of(second.input_ids).cut(here, width, into=tokens)
+                Ragged.of(second.labels).cut(here, width, into=labels)
+    found: dict[str, np.ndarray] = {"good_CB": good_CB, **({"reference_CB2": reference_CB2} if scored else {})}
+    if seconds:
+        found["second_ids_CBT"], real_CBT = _laid(tokens, shape_CBT, fill=pad)
+        real_CBT[:, :, 0] = True
+        found["second_mask_CBT"] = real_CBT.astype(np.int64)
+        found["second_labels_CBT"], _ = _laid(labels, shape_CBT, fill=-100)
+    return found
 
 
 def _place(batch: dict[str, np.ndarray], c: int, at: int, shard: Shard, numbers: np.ndarray, *, shared: bool) -> None:
@@ -136,5 +171,6 @@ def count_rows_tokens(batch: Batch) -> int:
         real_CB = real_CB | (batch["answer_CB"] >= 0)
     real_CB = real_CB & batch["active_C"][:, None]
     if "attention_mask_CBT" in batch:
-        return int((batch["attention_mask_CBT"] * real_CB[:, :, None]).sum())
+        second = int((batch["second_mask_CBT"] * real_CB[:, :, None]).sum()) if "second_mask_CBT" in batch else 0
+        return int((batch["attention_mask_CBT"] * real_CB[:, :, None]).sum()) + second
     return int(real_CB.sum())

@@ -27,13 +27,15 @@ def records_digest(records: Sequence[Record]) -> str:
     """
     total = hashlib.sha256()
     columns = (column_of(records, field.name) for field in fields(Record) if field.name != "time")
-    for client, text, prompt, value, messages, group, features, is_test in zip(*columns, strict=True):
+    for client, text, prompt, value, messages, group, features, is_test, rejected, rating in zip(*columns, strict=True):
         label, turns = repr(value), json.dumps([dict(turn) for turn in messages], default=str) if messages else ""
         sizes = f"{len(client)} {len(text)} {len(prompt)} {len(group)} {len(label)} {int(is_test)}\n"
         whole = "".join((sizes, client, text, prompt, group, label, turns, "\n"))
         total.update(whole.encode("utf-8", "surrogatepass"))
         if features is not None:
             _add(total, features)
+        if rejected or rating is not None:
+            total.update(repr((rejected, rating)).encode("utf-8", "surrogatepass"))
     return total.hexdigest()
 
 

@@ -8,8 +8,9 @@ Legend: N rows, T tokens of all rows together, F features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, final, overload
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from lichen.core.errors import LichenError
 
-__all__ = ["ArrayShard", "Ragged", "Shard", "TextShard", "pooled"]
+__all__ = ["ArrayShard", "Compared", "Ragged", "Shard", "TextShard", "pooled"]
 
 
 @final
@@ -93,6 +94,53 @@ class Ragged(Sequence[np.ndarray]):
 
 
 @final
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Compared:
+    """What the rows of a shard are compared with, where preferences are learned.
+
+    What is dear to make is made when it is asked for.
+
+    Attributes:
+        good_N: 1 where a row is good, 0 where it is bad, int64.
+        second: Another answer to each row's prompt; None: there is none.
+        reference: Gives ``(N, 2)`` float32, the log-probability of a row's answer and of its second one by the model
+            that training begins from; 0 where there is no second. None: nobody has scored them.
+    """
+
+    good_N: np.ndarray
+    second: Callable[[], TextShard] | None = None
+    reference: Callable[[], np.ndarray] | None = None
+
+    def between(self, start: int, stop: int) -> Compared:
+        """Of rows ``start`` to ``stop`` (left out)."""
+        second, reference = self.second, self.reference
+        return Compared(
+            good_N=self.good_N[start:stop],
+            second=None if second is None else lambda: second().between(start, stop),
+            reference=None if reference is None else lambda: reference()[start:stop],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Compared]) -> Compared:
+        """Of the rows of several shards, one below the other."""
+        seconds = [part.second for part in parts if part.second is not None]
+        references = [part.reference for part in parts if part.reference is not None]
+        if any(some and len(some) != len(parts) for some in (seconds, references)):
+            raise LichenError("some shards have second answers or scores, and some do not", where="shard")
+
+        def second() -> TextShard:
+            every = pooled([one() for one in seconds])
+            assert isinstance(every, TextShard)
+            return every
+
+        return cls(
+            good_N=np.concatenate([part.good_N for part in parts]),
+            second=cache(second) if seconds else None,
+            reference=cache(lambda: np.concatenate([one() for one in references])) if references else None,
+        )
+
+
+@final
 @dataclass(frozen=True, slots=True, eq=False)
 class TextShard:
     """Token rows of one client, each as long as it is.
@@ -104,6 +152,7 @@ class TextShard:
             too, or the class of every row ``(N,)`` for ``classify`` (-100 where unknown).
         kind: What the labels are.
         answer: Row of the shared answers for every row ``(N,)``, or None.
+        compared: What the rows are compared with, where preferences are learned.
     """
 
     input_ids: Sequence[np.ndarray]
@@ -111,6 +160,7 @@ class TextShard:
     labels: Sequence[np.ndarray] | np.ndarray
     kind: Literal["lm", "classify"]
     answer: np.ndarray | None = None
+    compared: Compared | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("lm", "classify"):
@@ -138,6 +188,18 @@ class TextShard:
         """Tokens of every row."""
         return Ragged.of(self.input_ids).length_N
 
+    @property
+    def longest_N(self) -> np.ndarray:
+        """Tokens of every row, or of its second answer where that is longer."""
+        second = None if self.compared is None else self.compared.second
+        return self.length_N if second is None else np.maximum(self.length_N, second().length_N)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows, and of their second answers."""
+        second = None if self.compared is None else self.compared.second
+        return int(self.length_N.sum()) + (0 if second is None else int(second().length_N.sum()))
+
     def between(self, start: int, stop: int) -> TextShard:
         """Rows ``start`` to ``stop`` (left out) as a shard of their own; nothing is copied."""
         ids, labels = Ragged.of(self.input_ids), self.labels
@@ -146,6 +208,7 @@ class TextShard:
         put(some, "input_ids", ids.between(start, stop))
         put(some, "kind", self.kind)
         put(some, "answer", None if self.answer is None else self.answer[start:stop])
+        put(some, "compared", None if self.compared is None else self.compared.between(start, stop))
         cut = labels[start:stop] if isinstance(labels, np.ndarray) else Ragged.of(labels).between(start, stop)
         put(some, "labels", cut)
         return some
@@ -222,7 +285,10 @@ def pooled(shards: Mapping[int, Shard] | Sequence[Shard]) -> Shard:
     if texts and not arrays and len({s.kind for s in texts}) == 1:
         rows = [row for s in texts for row in s.input_ids]
         if texts[0].kind == "lm":
-            return TextShard(rows, labels=[row for s in texts for row in s.labels], kind="lm", answer=answer)
+            some = [s.compared for s in texts if s.compared is not None]
+            compared = Compared.joined(some) if len(some) == len(texts) else None
+            labels = [row for s in texts for row in s.labels]
+            return TextShard(rows, labels=labels, kind="lm", answer=answer, compared=compared)
         joined = np.concatenate([np.asarray(s.labels) for s in texts])
         return TextShard(rows, labels=joined, kind="classify", answer=answer)
     raise LichenError("shards are of different kinds, or there are none", where="shard", fix="pool equal kinds")

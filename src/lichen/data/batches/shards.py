@@ -50,12 +50,12 @@ def shard_of(shards: Shards, client: int) -> Shard:
 
 
 def _longest(shard: TextShard, rows: np.ndarray | None = None) -> int:
-    length_N = shard.length_N if rows is None else shard.length_N[rows]
+    length_N = shard.longest_N if rows is None else shard.longest_N[rows]
     return int(length_N.max(initial=1))
 
 
 def _tokens(shard: Shard) -> int:
-    return shard.size if isinstance(shard, ArrayShard) else int(shard.length_N.sum())
+    return shard.size if isinstance(shard, ArrayShard) else shard.tokens
 
 
 def _rows_a_step(shard: Shard, rows: int) -> int:
@@ -263,7 +263,7 @@ class EvalSource:
         """A client's batches (row numbers, -1 for padding) by width, widest first."""
         order = np.arange(shard.size)
         if isinstance(shard, TextShard) and shard.size:
-            order = np.argsort(-shard.length_N, kind="stable")
+            order = np.argsort(-shard.longest_N, kind="stable")
         plan: dict[int, list[np.ndarray]] = {}
         for at in range(0, shard.size, self.batch_size):
             rows = order[at : at + self.batch_size]

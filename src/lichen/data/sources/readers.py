@@ -36,11 +36,13 @@ def _choose(name: str, columns: Mapping[str, str], defaults: Mapping[str, str], 
 
 
 def chitchat(folder: Path, columns: Mapping[str, str]) -> list[Record]:
-    """One record a turn: what one person said before the other spoke again, and the turn before it.
+    """One record a turn: what one person said before the other spoke again, and the turn before it; free role: rating.
 
-    All turns of a conversation bear the time when it began, so that no period tears it apart.
+    All turns of a conversation bear the time when it began, so that no period tears it apart. ``rating`` is the mean of
+    how witty, upbeat and interesting the conversation was, from 1 to 10; one of the three may be named in its place.
+    Where nobody moved the three from 5 there is none.
     """
-    _choose("chitchat", columns, {}, [])
+    _choose("chitchat", columns, {"rating": ""}, ["rating", *_RATED])
     conversations = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     records: list[Record] = []
     seen: set[tuple[str, str]] = set()
@@ -49,13 +51,29 @@ def chitchat(folder: Path, columns: Mapping[str, str]) -> list[Record]:
             (u["sender"], u["text"].strip()) for turn in content["messages"] for u in turn if u["text"].strip()
         ]
         before, start_time = "", str(content.get("start") or "")
+        rating = _rating(content.get("ratings"), columns.get("rating"))
         for sender, turn in groupby(utterances, key=lambda utterance: utterance[0]):
             text = "\n".join(utterance[1] for utterance in turn)
             if (sender, text) not in seen:
                 seen.add((sender, text))
-                records.append(Record(client=sender, text=text, prompt=before, group=conversation, time=start_time))
+                row = {"client": sender, "text": text, "prompt": before, "group": conversation, "time": start_time}
+                records.append(Record(**row, rating=rating))
             before = text
     return records
+
+
+_RATED = ("witty", "upbeat", "interesting")
+_UNTOUCHED = 5.0
+
+
+def _rating(ratings: Mapping[str, float] | None, column: str | None) -> float | None:
+    """One of the ratings of a conversation, or their mean; none of what nobody rated."""
+    if ratings is None or column is None:
+        return None
+    three = [float(ratings[name]) for name in _RATED]
+    if all(one == _UNTOUCHED for one in three):
+        return None
+    return sum(three) / len(three) if column == "rating" else three[_RATED.index(column)]
 
 
 def clothing_reviews(folder: Path, columns: Mapping[str, str]) -> list[Record]:

@@ -27,6 +27,8 @@ class Record:
         features: Numbers in place of a text, float32; of a picture the channels first, in [0, 1] in the catalog's data.
         time: When it was written, as the data say it; empty where they do not.
         held_out: Whoever made the data set marked it as a test row; no column of a user's file says so.
+        rejected: An answer to the same prompt that somebody liked less than the text.
+        rating: How somebody rated the text, if anybody did.
     """
 
     client: str
@@ -38,3 +40,5 @@ class Record:
     time: str = ""
     features: np.ndarray | None = field(default=None, compare=False)
     held_out: bool = False
+    rejected: str = ""
+    rating: float | None = None

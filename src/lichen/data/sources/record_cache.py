@@ -40,12 +40,13 @@ _CODE = (
     "formats/numbers",
     "chat/turns",
     "chat/messages",
+    "chat/preference_rows",
 )
 """What decides what is read, so that an edited file never finds what the old one left."""
 
 _SEPARATOR = "\x1e"
-_PLAIN = ("client", "text", "prompt", "group", "time")
-_JSON = ("label", "messages")
+_PLAIN = ("client", "text", "prompt", "group", "time", "rejected")
+_JSON = ("label", "messages", "rating")
 
 
 def cached_records(

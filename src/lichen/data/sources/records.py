@@ -13,6 +13,7 @@ from typing import Any, Literal
 from lichen.core.errors import LichenError
 from lichen.core.visible import clipped, listed
 from lichen.data.chat.messages import messages_of
+from lichen.data.chat.preference_rows import answers_of, rating_of
 from lichen.data.formats.cells import label_of, name_of, text_of, time_of
 from lichen.data.formats.numbers import check_shapes, numbers_of_row
 from lichen.data.sources import files
@@ -22,11 +23,14 @@ from lichen.data.sources.entries import near_names
 from lichen.data.sources.readers import READERS
 from lichen.data.sources.record import Record
 
-__all__ = ["Record", "load_records", "records_of"]
+__all__ = ["PREFERENCES", "Record", "load_records", "records_of"]
 
 ROLES = ("client", "text", "prompt", "completion", "messages", "numbers", "label", "group", "time")
 """What a column can be used as; ``completion`` is the text that follows a prompt, ``numbers`` stands for a text, and
 ``time`` says when a row was written."""
+
+PREFERENCES = ("chosen", "rejected", "rating")
+"""Roles of preferences: an answer, one that was liked less, and how the answer was rated."""
 
 PATH_CLIENTS = ("auto", "file", "folder", "none")
 
@@ -42,7 +46,7 @@ def load_records(
     columns: Columns | None = None,
     path_client: str = "file",
     say: Callable[[str], None] | None = None,
-    unread: Collection[str] = (),
+    unread: Collection[str] = PREFERENCES,
     empty: Literal["drop", "keep"] = "drop",
     but: Collection[Path] = (),
     client_files: dict[str, set[Path]] | None = None,
@@ -55,8 +59,8 @@ def load_records(
         name: Catalog name; name of a data set that another package declares; a ``.jsonl``, ``.json``, ``.csv``,
             ``.tsv`` or ``.parquet`` file, also packed with gzip; a folder of such files; or a hub id, of which the
             ``train`` split is read.
-        columns: The user's column for each role of :data:`ROLES`. Several are joined in order: texts with an
-            empty line between them, conversations and numbers end to end.
+        columns: The user's column for each role of :data:`ROLES` and :data:`PREFERENCES`. Several are joined in order:
+            texts with an empty line between them, conversations and numbers end to end.
         path_client: The client of rows without a client column: the ``file`` (its name without ending),
             the ``folder`` it lies in, ``none``, or ``auto``: by :func:`lichen.data.sources.files.owners_of_files`.
         say: Called with a line for the user, such as the number of empty rows that were dropped.
@@ -70,8 +74,9 @@ def load_records(
     """
     columns = dict(columns or {})
     for role in columns:
-        if role not in ROLES:
-            raise LichenError(f"unknown role {role!r}", where=f"data.columns.{role}", fix=f"roles: {', '.join(ROLES)}")
+        if role not in (*ROLES, *PREFERENCES):
+            every = ", ".join((*ROLES, *PREFERENCES))
+            raise LichenError(f"unknown role {role!r}", where=f"data.columns.{role}", fix=f"roles: {every}")
     if path_client not in PATH_CLIENTS:
         raise LichenError(f"unknown choice {path_client!r}", where="path_client", fix=f"use {PATH_CLIENTS}")
     if name in CATALOG:
@@ -134,7 +139,7 @@ def records_of(
         LichenError: if a column is missing, or a cell is not what its role needs.
     """
     requested = {name for some in columns.values() for name in ((some,) if isinstance(some, str) else some)}
-    unread = () if "label" in columns else ("label",)
+    unread = tuple(role for role in ("label", *PREFERENCES) if role not in columns)
     known = _resolve(columns, list(dict.fromkeys([*_names(rows), *requested])), where=where, unread=unread)
     return _records(rows, known, client, where)
 
@@ -178,7 +183,7 @@ def _resolve(
     requested = {role: (some,) if isinstance(some, str) else tuple(some) for role, some in columns.items()}
     have = set(names)
     for role, several in requested.items():
-        if role in ("client", "label", "group", "time") and len(several) != 1:
+        if role in ("client", "label", "group", "time", "rating") and len(several) != 1:
             raise LichenError("is one column", where=f"data.columns.{role}", fix="name one")
         for column in several:
             if column not in have:
@@ -187,7 +192,7 @@ def _resolve(
                     where=f"data.columns.{role}",
                     fix=f"columns are: {listed(names, near=column) or 'none, it is empty'}",
                 )
-    known = {role: (role,) for role in ROLES if role in have and role not in unread} | requested
+    known = {role: (role,) for role in (*ROLES, *PREFERENCES) if role in have and role not in unread} | requested
     if "numbers" in requested:
         if read := next((role for role in (*_TEXTS, "messages") if role in requested), None):
             raise LichenError(
@@ -196,8 +201,10 @@ def _resolve(
                 fix="remove one of the two columns",
             )
         return {role: some for role, some in known.items() if role not in (*_TEXTS, "messages")}
-    if {"text", "completion", "messages"} & known.keys():
+    if {"text", "completion", "messages", "chosen"} & known.keys():
         known.pop("numbers", None)
+    if "chosen" in known:
+        return {role: some for role, some in known.items() if role not in ("text", "completion", "messages")}
     if "messages" in requested:
         # Conversations may lie in columns called prompt and completion, which then hold no texts.
         known = {role: some for role, some in known.items() if role in requested or role not in _TEXTS}
@@ -217,6 +224,8 @@ def _resolve(
 
 
 def _record(row: Mapping[str, Any], known: Mapping[str, tuple[str, ...]], client: str, where: str) -> Record:
+    pair = answers_of(row, known, where) if "chosen" in known else None
+
     def text(role: str) -> str:
         return "\n\n".join(filter(None, (text_of(row.get(column), column, where) for column in known.get(role, ()))))
 
@@ -225,15 +234,19 @@ def _record(row: Mapping[str, Any], known: Mapping[str, tuple[str, ...]], client
 
     return Record(
         client=name("client") or client,
-        text=text("text") or text("completion"),
-        prompt=text("prompt"),
+        text=text("text") or text("completion") if pair is None else pair.chosen,
+        prompt=text("prompt") if pair is None else pair.prompt,
         label=next((label_of(row.get(column), column, where) for column in known.get("label", ())), None),
         messages=tuple(
             turn for column in known.get("messages", ()) for turn in messages_of(row.get(column), f"{where}, {column}")
-        ),
+        )
+        if pair is None
+        else pair.messages,
         group=name("group"),
         time=next((time_of(row.get(column)) for column in known.get("time", ())), ""),
         features=numbers_of_row(row, known["numbers"], where) if "numbers" in known else None,
+        rejected="" if pair is None else pair.rejected,
+        rating=next((rating_of(row.get(column), column, where) for column in known.get("rating", ())), None),
     )
 
 

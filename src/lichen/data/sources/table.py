@@ -20,7 +20,7 @@ class Table(Sequence[Record]):
     """Records of which only the columns are held; a record is made when it is asked for.
 
     Args:
-        columns: Equally long lists by name: client, text, prompt, label, messages, group and time.
+        columns: Equally long lists by name: client, text, prompt, label, messages, group, time, rejected and rating.
     """
 
     __slots__ = ("columns",)
