@@ -82,11 +82,11 @@ def test_it_takes_the_other_metric(tmp_path: Path) -> None:
 def test_nothing_of_it_is_imported_before_a_recipe_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     declare(tmp_path, "regression = foreign:REGRESSION", monkeypatch, "raise RuntimeError('not here')")
     assert lichen.read_recipe("digits").task == "classify"
-    assert registry.task_names() == ("chat", "classify", "oneshot", "regression")
+    assert registry.task_names() == ("chat", "classify", "oneshot", "prefer", "regression")
     with pytest.raises(LichenError, match=r"foreign:REGRESSION: cannot be imported: RuntimeError: not here"):
         lichen.read_recipe(DIGITS)
     with pytest.raises(
-        LichenError, match=r"did you mean 'regression'\? use one of: chat, classify, oneshot, regression"
+        LichenError, match=r"did you mean 'regression'\? use one of: chat, classify, oneshot, prefer, regression"
     ):
         lichen.read_recipe({**DIGITS, "task": "regresion"})
 

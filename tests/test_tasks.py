@@ -36,7 +36,7 @@ def test_an_unknown_task_is_refused_with_the_known_ones() -> None:
         LichenError, match=r"task: the text 'clasify' is not a choice here\n  fix: did you mean"
     ) as told:
         read_recipe({**RECIPE, "task": "clasify"})
-    assert told.value.fix.endswith("use one of: chat, classify, oneshot")
+    assert told.value.fix.endswith("use one of: chat, classify, oneshot, prefer")
     with pytest.raises(LichenError, match=r"there is no task 'dance'"):
         task_of("dance")
 

@@ -37,6 +37,7 @@ from lichen.core.files.durable import write_atomic
 from lichen.core.message import Job
 from lichen.core.wrapping import innermost, layers, with_innermost
 from lichen.models.cohort import Cohort
+from lichen.models.preference.model import PreferenceModel
 
 __all__ = ["AutoBlockSize", "ClientMemory", "device_free_bytes", "need_of"]
 
@@ -156,7 +157,10 @@ def need_of(job: Job, client_task: ClientTask) -> ClientMemory:
 def _checkpointed(client_task: ClientTask) -> ClientTask | None:
     """The same task whose training computes its layers again on the way back; None where it cannot."""
     train = innermost(client_task.work)
-    if not isinstance(train, Train) or not isinstance(train.model, Cohort) or not train.model.packed:
+    if not isinstance(train, Train) or not isinstance(train.model, Cohort | PreferenceModel):
+        return None
+    cohort = innermost(train.model)
+    if not isinstance(cohort, Cohort) or not cohort.packed:
         return None
     train = replace(train, model=train.model.checkpointed())
     return replace(client_task, work=with_innermost(client_task.work, train))

@@ -17,13 +17,14 @@ from lichen.core.errors import LichenError
 from lichen.tasks.chat import CHAT
 from lichen.tasks.classify import CLASSIFY
 from lichen.tasks.oneshot import ONESHOT
+from lichen.tasks.prefer import PREFER
 from lichen.tasks.task import Task
 
 __all__ = ["BUILT_IN", "GROUP", "known_metrics", "task_names", "task_of"]
 
 GROUP = "lichen.tasks"
 
-BUILT_IN = {task.name: task for task in (CHAT, CLASSIFY, ONESHOT)}
+BUILT_IN = {task.name: task for task in (CHAT, CLASSIFY, ONESHOT, PREFER)}
 
 _LOADED = dict(BUILT_IN)
 

@@ -145,6 +145,7 @@ class Task:
         metric: The one of them that is used where the recipe names none.
         labels: What is learned of a row. None: a language model learns to write the rows themselves, texts in a form.
         students: A small model may be trained in place of a foundation model.
+        prefers: The language model learns which answers are better, by the recipe's section ``prefer``.
         help: Sections that go with it.
         procedure: How it is run, planned and tried.
         peft: What PEFT calls an adapter of it.
@@ -157,6 +158,7 @@ class Task:
     metric: str
     labels: Labels | None
     students: bool = True
+    prefers: bool = False
     help: frozenset[Help] = frozenset()
     procedure: Procedure = ROUNDS
     peft: Literal["CAUSAL_LM", "SEQ_CLS"] = "SEQ_CLS"
