@@ -110,6 +110,7 @@ WHOLE = {
     "personal": {"kind": "finetune"},
     "fingerprint": {"secrets": "secrets"},
     "stream": {"by": "month"},
+    "prefer": {"kind": "dpo"},
 }
 """Sections with a key that must be there, whole."""
 
@@ -155,6 +156,8 @@ def test_five_hundred_spoilt_recipes(capsys: pytest.CaptureFixture[str]) -> None
             recipe.setdefault("federation", {})["robust"] = {"rule": "median"}
         if place[0][0] == "privacy":
             recipe["privacy"] = {"sigma": 1.0, "clip": 1.0}
+        if place[0][0] == "prefer":
+            recipe = {**copy.deepcopy(CHAT), "task": "prefer"}
         if place[0][0] in WHOLE:
             recipe[place[0][0]] = dict(WHOLE[place[0][0]])
         if place[0][0] in ("privacy", *WHOLE) and refusal(recipe) is not None:

@@ -16,6 +16,7 @@ from lichen.data.sources.table import Some, column_of
 from lichen.data.splits.fingerprint import Reads, answers, fingerprint
 from lichen.data.splits.partition import by_client, dirichlet, iid
 from lichen.data.splits.split import some_of_each, split_records
+from lichen.recipes.rows.preferences import goods_of
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = [
@@ -175,11 +176,15 @@ def reads_of(recipe: Recipe) -> Reads:
     """What the recipe's model reads of a row."""
     if not recipe.writes or recipe.data.form in ("plain", "stream"):
         return "text"
+    if recipe.prefers:
+        return "pair"
     return "messages" if recipe.data.form == "messages" else "pair"
 
 
 def kinds_of(recipe: Recipe, records: Sequence[Record]) -> list[str]:
-    """What every part of a split gets its share of: each class, or each answer that several rows give."""
+    """What every part of a split gets its share of: each class, good and bad rows, or an answer that several give."""
+    if recipe.prefers:
+        return [str(good) for good in goods_of(recipe, records)]
     if recipe.classifies:
         return [str(record.label) for record in records]
     if reads_of(recipe) == "text":

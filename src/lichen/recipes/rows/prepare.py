@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
 
 from lichen.core.errors import LichenError
 from lichen.core.visible import listed
+from lichen.data.batches.compared_text import preference_shard
 from lichen.data.batches.pack_rows import lm_rows
 from lichen.data.batches.shards import ArrayShard, Shard
 from lichen.data.batches.text import LmForm
@@ -29,6 +30,7 @@ from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.rows.client_cards import client_cards
 from lichen.recipes.rows.partition import ClientData, first_of, split_clients
 from lichen.recipes.rows.periods import periods_of, up_to
+from lichen.recipes.rows.preferences import goods_of, refuse_preferences, scarce_clients, unread_roles
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 
@@ -105,7 +107,7 @@ def _read(recipe: Recipe) -> tuple[Sequence[Record], Callable[[Sequence[Record]]
     columns = {str(role): name for role, name in recipe.data.columns.items()}
     path = Path(recipe.data.name).expanduser()
     path_client = "none" if path.is_file() else "auto"
-    unread = ("label",) if recipe.writes else ()
+    unread = unread_roles(recipe)
     files: dict[str, set[Path]] = {}
 
     def make() -> Sequence[Record]:
@@ -169,7 +171,7 @@ def gather_site(recipe: Recipe, path: Path, client: str) -> Gathered:
     """
     cards, files = check_cards(recipe.data.require, path, client=client), dict[str, set[Path]]()
     columns = {str(role): name for role, name in recipe.data.columns.items()}
-    unread = ("label",) if recipe.writes else ()
+    unread = unread_roles(recipe)
     records = load_records(
         str(path),
         columns=columns,
@@ -225,7 +227,24 @@ def is_private(recipe: Recipe) -> bool:
     return recipe.data.name not in CATALOG
 
 
+def _preferred(recipe: Recipe, gathered: Gathered, *, elsewhere: bool) -> Gathered:
+    """Without rows that nobody rated, or that are rated neither good nor bad."""
+    refuse_preferences(recipe, gathered.records, elsewhere=elsewhere)
+    rated = _some_of(gathered.records, goods_of(recipe, gathered.records) >= 0, "rows rated neither good nor bad")
+    left = (*gathered.left, *rated.left)
+    scarce = scarce_clients(recipe, rated.records)
+    if not scarce:
+        return replace(rated, left=left)
+    names = column_of(rated.records, "client")
+    chosen = np.flatnonzero([name not in scarce for name in names])
+    why = f"clients with fewer than {recipe.preference.min_good} good or {recipe.preference.min_bad} bad rows"
+    out = Left(why=why, rows=len(names) - len(chosen), clients=len(scarce))
+    return Gathered(records=Some(rated.records, chosen), left=(*left, out))
+
+
 def _of_classes(recipe: Recipe, gathered: Gathered, *, elsewhere: bool = False) -> Gathered:
+    if recipe.prefers:
+        return _preferred(recipe, gathered, elsewhere=elsewhere)
     records, named_classes = gathered.records, {str(label) for label in recipe.data.classes}
     if not named_classes:
         return gathered
@@ -279,15 +298,12 @@ def encode(
         if put == "stream":
             return lm_rows([record.text for record in records], tokenizer, data.max_length)
         notes: Counter[str] = Counter()
-        shard = lm_shard(
-            records,
-            tokenizer,
-            form=put,
-            max_length=data.max_length,
-            thinking=data.thinking,
-            notes=notes,
-            folder=folder,
-        )
+        how: dict[str, Any] = {"max_length": data.max_length, "thinking": data.thinking, "folder": folder}
+        if recipe.prefers and form is None:
+            good_N = goods_of(recipe, records)
+            shard = preference_shard(records, tokenizer, form=put, good_N=good_N, notes=notes, **how)
+        else:
+            shard = lm_shard(records, tokenizer, form=put, notes=notes, **how)
         for sentence in sentences(notes, len(records)):
             say(sentence)
         return shard

@@ -87,7 +87,20 @@ class DataConfig(Section):
         examples=["mydata.jsonl"],
     )
     columns: dict[
-        Literal["client", "text", "prompt", "completion", "messages", "numbers", "label", "group", "time"],
+        Literal[
+            "client",
+            "text",
+            "prompt",
+            "completion",
+            "messages",
+            "numbers",
+            "label",
+            "group",
+            "time",
+            "chosen",
+            "rejected",
+            "rating",
+        ],
         str | tuple[str, ...],
     ] = Field(default_factory=dict, description="which of your columns plays which role; several are joined in order")
     classes: tuple[str | int, ...] = Field(

@@ -22,6 +22,7 @@ from lichen.recipes.schema.features.help import HELP
 from lichen.recipes.schema.features.masks import MASKS
 from lichen.recipes.schema.features.periods.stream import STREAM
 from lichen.recipes.schema.features.personal import PERSONAL
+from lichen.recipes.schema.features.prefer import PREFER
 from lichen.recipes.schema.features.privacy import PRIVACY, published_whole
 from lichen.recipes.schema.features.reward import REWARD
 from lichen.recipes.schema.features.robust import ROBUSTNESS
@@ -46,6 +47,7 @@ FEATURES = (
     *PERSONAL,
     *FINGERPRINT,
     *STREAM,
+    *PREFER,
 )
 """In the order in which a recipe is looked through."""
 

@@ -17,6 +17,7 @@ from lichen.clients.attack.kinds import ATTACKS
 from lichen.clients.methods import METHODS
 from lichen.core.errors import LichenError
 from lichen.engines.kinds import ENGINES
+from lichen.models.preference.kinds import PREFERENCES
 from lichen.recipes.schema.features.reads import Read, every, of_adapters, of_family, of_words
 from lichen.server.robust.table import ROBUST
 from lichen.server.rules import RULES
@@ -256,6 +257,25 @@ READS: tuple[Read, ...] = (
         keys=("audit.scale",),
         when=lambda r: r.model.student is not None and r.model.student.kind.startswith("image"),
         what=lambda _: "canaries of texts are words",
+    ),
+    # Preferences.
+    *of_words(
+        "prefer",
+        "prefer.kind",
+        {name: sorted(kind.reads) for name, kind in PREFERENCES.items()},
+        _optional("prefer", "kind"),
+    ),
+    Read(
+        keys=("prefer.temperature",),
+        when=lambda r: r.prefer is None or r.prefer.writes_answers,
+        what=lambda _: "the model writes no answers",
+        fix="remove it, or set prefer.own_answers",
+    ),
+    Read(
+        keys=("prefer.good", "prefer.bad", "prefer.min_good", "prefer.min_bad"),
+        when=lambda r: r.prefer is None or r.rated,
+        what=lambda _: "no column holds ratings",
+        fix="remove it, or name the column in data.columns.rating",
     ),
     # Own models.
     *of_words(

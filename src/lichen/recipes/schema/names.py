@@ -92,6 +92,10 @@ else:
     RobustName = Literal[tuple(ROBUST)]
     MethodName = _family(METHODS)
     EngineName = _family(ENGINES)
-    TaskName = Annotated[Literal["chat", "classify", "oneshot"], WrapValidator(_task), PlainSerializer(str)]
-    MetricName = Annotated[Literal["perplexity", "macro_f1", "accuracy"], WrapValidator(_metric), PlainSerializer(str)]
+    TaskName = Annotated[Literal["chat", "classify", "oneshot", "prefer"], WrapValidator(_task), PlainSerializer(str)]
+    MetricName = Annotated[
+        Literal["perplexity", "macro_f1", "accuracy", "preference", "likelihood"],
+        WrapValidator(_metric),
+        PlainSerializer(str),
+    ]
     AdapterName = Annotated[Literal[tuple(BUILT_IN)], WrapValidator(_adapter), PlainSerializer(str)]

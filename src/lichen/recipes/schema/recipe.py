@@ -29,6 +29,7 @@ from lichen.recipes.schema.sections.audit import AuditConfig
 from lichen.recipes.schema.sections.engine import EngineConfig
 from lichen.recipes.schema.sections.fingerprint import FingerprintConfig
 from lichen.recipes.schema.sections.personal import PersonalConfig
+from lichen.recipes.schema.sections.prefer import PreferConfig
 from lichen.recipes.schema.sections.privacy import PrivacyConfig
 from lichen.recipes.schema.sections.stream import StreamConfig
 from lichen.recipes.schema.sections.value import ValueConfig
@@ -68,7 +69,7 @@ class CompareConfig(Section):
         default=5, description="alone_best: validations without a gain after which a client stops"
     )
     metric: MetricName | None = Field(
-        default=None, description="what is compared; none: perplexity for chat, else macro_f1"
+        default=None, description="what is compared; none: perplexity for chat, preference for prefer, else macro_f1"
     )
     forms: tuple[Literal["plain", "transcript", "chat"], ...] = Field(
         default=(),
@@ -120,6 +121,9 @@ class Recipe(Section):
     semi: SemiConfig | None = Field(default=None, description="classify: learning from rows that have no label")
     exchange: ExchangeConfig | None = Field(
         default=None, description="classify: unequal students talk about public rows"
+    )
+    prefer: PreferConfig | None = Field(
+        default=None, description="task prefer: which answers are better, and by which loss that is learned"
     )
     attack: AttackConfig | None = Field(
         default=None, description="for research: clients that lie, so that defences can be tested; none: nobody does"
@@ -193,6 +197,22 @@ class Recipe(Section):
         return task_of(self.task).writes
 
     @property
+    def prefers(self) -> bool:
+        """The language model learns which answers are better."""
+        return task_of(self.task).prefers
+
+    @property
+    def preference(self) -> PreferConfig:
+        """The section ``prefer``, where the task has one."""
+        assert self.prefer is not None
+        return self.prefer
+
+    @property
+    def rated(self) -> bool:
+        """Rows of task prefer are rated one by one, and no pairs."""
+        return self.preference.facts.needs == "rating" or "rating" in self.data.columns
+
+    @property
     def classifies(self) -> bool:
         """A row's label is the name of its class."""
         labels = task_of(self.task).labels
@@ -231,6 +251,13 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_consistency(self) -> Recipe:
         model, student, task = self.model, self.model.student, task_of(self.task)
+        if task.prefers and self.prefer is None:
+            raise ValueError(f"prefer: task {task.name} learns by a loss of preferences; set prefer.kind, such as dpo")
+        if not task.prefers and self.prefer is not None:
+            raise ValueError(f"prefer: task {task.name} learns no preferences; remove it, or use task: prefer")
+        for role in ("chosen", "rejected", "rating"):
+            if role in self.data.columns and not task.prefers:
+                raise ValueError(f"data.columns.{role}: task {task.name} learns no preferences; use task: prefer")
         refuse_heterogeneous(
             self.exchange,
             task=task,
