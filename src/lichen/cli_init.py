@@ -24,7 +24,7 @@ def init_command(
     /,
     *,
     out: Path = Path("recipe.yaml"),
-    task: Literal["chat", "classify", "oneshot"] | None = None,
+    task: Literal["chat", "classify", "oneshot", "prefer"] | None = None,
     client: str | None = None,
     label: str | None = None,
     text: str | None = None,

@@ -315,13 +315,22 @@ SHAPES: dict[str, Shape] = {
     ),
     "TRL text": Shape(files={"a.jsonl": jsonl(ONLY)}, **TEXTS),
     "prompts of users": Shape(files={"a.jsonl": jsonl(CLIENTS)}, columns=OWN, clients=3),
-    "preference pairs": Shape(files={"a.jsonl": jsonl(DPO)}, refused="preferences are not learned"),
+    "preference pairs": Shape(
+        files={"a.jsonl": jsonl(DPO)},
+        task="prefer",
+        columns={"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+    ),
     "preference pairs, chosen alone": Shape(
         files={"a.jsonl": jsonl(DPO)},
         columns={"prompt": "prompt", "completion": "chosen"},
         flags={"prompt": ("prompt",), "completion": "chosen"},
     ),
     "preference pairs as turns": Shape(
+        files={"a.jsonl": jsonl(many(lambda i: {"chosen": [user(i), answer(i)], "rejected": [user(i), answer(i + 1)]}))},
+        task="prefer",
+        columns={"chosen": "chosen", "rejected": "rejected"},
+    ),
+    "preference pairs as turns, chosen alone": Shape(
         files={"a.jsonl": jsonl(many(lambda i: {"chosen": [user(i), answer(i)], "rejected": [user(i), answer(0)]}))},
         columns={"messages": "chosen"},
         flags={"completion": "chosen"},

@@ -29,6 +29,7 @@ from lichen.core.fold import fold
 from lichen.core.message import Job
 from lichen.core.tree import block_of
 from lichen.core.wire.shared import Shared
+from lichen.core.wrapping import innermost
 from lichen.models.adapters.quantized import resident_bytes
 from lichen.models.cohort import Cohort
 from lichen.recipes.assemble.experiment import Experiment
@@ -132,7 +133,8 @@ def needs_of(experiment: Experiment, client_task: ClientTask) -> Needs:
     Raises:
         LichenError: if what is trained has no ranks and no blocks to choose from.
     """
-    wrapped: Any = experiment.model.wrapped if isinstance(experiment.model, Cohort) else None
+    cohort = innermost(experiment.model)
+    wrapped: Any = cohort.wrapped if isinstance(cohort, Cohort) else None
     spec = None if wrapped is None else wrapped.spec
     blocks = {
         block for layer in layers_with_factors(experiment.start.trainable) if (block := block_of(layer)) is not None

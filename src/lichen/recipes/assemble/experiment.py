@@ -11,6 +11,7 @@ from torch import Tensor
 from lichen.core.contracts.client import Source
 from lichen.core.contracts.model import CohortModel
 from lichen.core.wire.shared import Shared
+from lichen.core.wrapping import innermost
 from lichen.data.batches.accumulation import MicroBatches
 from lichen.data.batches.scarce_labels import ScarceLabels
 from lichen.data.batches.shards import EvalSource, MixedSource, Shard, TrainSource
@@ -82,7 +83,8 @@ class Experiment:
 
     def _width(self) -> int | None:
         """One width for all where padding is dropped anyway, so that any clients may stand side by side."""
-        return self.recipe.data.max_length if isinstance(self.model, Cohort) and self.model.packed else None
+        cohort = innermost(self.model)
+        return self.recipe.data.max_length if isinstance(cohort, Cohort) and cohort.packed else None
 
     def training(
         self, shards: Sequence[Shard], *, batch: int, steps: int | None, epochs: int | None = None, parts: int = 1

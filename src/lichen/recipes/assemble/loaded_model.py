@@ -15,6 +15,7 @@ import torch
 from lichen.core.contracts.model import CohortModel
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
+from lichen.core.wrapping import innermost
 from lichen.data.sources.cache import keep, key_of
 from lichen.data.sources.catalog import resolve_model
 from lichen.data.sources.entries import cache_dir
@@ -27,6 +28,8 @@ from lichen.models.findings import Findings, Recall, anew
 from lichen.models.full import FullCausal, FullClassifier
 from lichen.models.loading.load import base_digest, load_encoder
 from lichen.models.loading.named_head import base_names, has_named_head, in_base_order
+from lichen.models.preference.losses import PreferenceLoss
+from lichen.models.preference.model import PreferenceModel
 from lichen.recipes.assemble.chat_template import put_template
 from lichen.recipes.assemble.model import STUDENT_TOKENIZER, foundation_of, objective_of, scratch_folder, spec_of
 from lichen.recipes.rows.prepare import ClientData
@@ -143,7 +146,7 @@ def _cohort(
         base = base_digest(foundation) if recipe.method.agreed_start else None
         exclude = section.adapter.exclude
         if recipe.writes:
-            return FullCausal(foundation, name=name, exclude=exclude, base=base)
+            return preferring(recipe, FullCausal(foundation, name=name, exclude=exclude, base=base))
         objective = objective_of(recipe, classes)
         return FullClassifier(foundation, name=name, exclude=exclude, base=base, objective=objective)
     spec = spec_of(recipe, foundation)
@@ -155,7 +158,23 @@ def _cohort(
         model = ClassifierCohort(
             foundation, adapter=spec, name=name, reference=padded, objective=objective, recall=recall
         )
-    return model.checkpointed() if recipe.engine.gradient_checkpointing else model
+    model = model.checkpointed() if recipe.engine.gradient_checkpointing else model
+    return preferring(recipe, model)
+
+
+def preferring(recipe: Recipe, model: CausalCohort | ClassifierCohort | FullCausal) -> CohortModel:
+    """The model with a loss of preferences around it, where the task has one."""
+    if not recipe.prefers or isinstance(model, ClassifierCohort):
+        return model
+    config = recipe.preference
+    loss = PreferenceLoss(
+        config.kind,
+        beta=config.sharpness,
+        gamma=config.gamma,
+        good_weight=config.good_weight,
+        bad_weight=config.bad_weight,
+    )
+    return PreferenceModel(model, loss, rated=recipe.rated)
 
 
 def remembered(facts: tuple[object, ...], find: Callable[[], Findings]) -> Findings:
@@ -172,8 +191,9 @@ def remembered(facts: tuple[object, ...], find: Callable[[], Findings]) -> Findi
     return keep(key_of("findings", *facts), find, write=write, read=read, folder=cache_dir() / "findings")
 
 
-def _notes(recipe: Recipe, model: Any, cohort: CohortModel) -> list[str]:
+def _notes(recipe: Recipe, model: Any, cohort: object) -> list[str]:
     """What a person should know of the model: layers that its files lack, and clients with calls of their own."""
+    cohort = innermost(cohort)
     if not isinstance(cohort, CausalCohort | ClassifierCohort):
         return []
     notes: list[str] = []

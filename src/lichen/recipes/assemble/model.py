@@ -14,6 +14,7 @@ from lichen.core.files.durable import whole_folder
 from lichen.core.private import tighten
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
+from lichen.core.wrapping import innermost
 from lichen.data.batches.shards import ArrayShard, Shard, TextShard
 from lichen.data.sources.cache import key_of
 from lichen.data.sources.catalog import CATALOG, cache_dir
@@ -139,7 +140,8 @@ def start_of(
     fresh, adapter = model.init(derive(recipe.seed, "init")), recipe.model.adapter
     if adapter.init_from is None:
         return fresh
-    wrapped = model.wrapped if isinstance(model, Cohort) else None
+    cohort = innermost(model)
+    wrapped = cohort.wrapped if isinstance(cohort, Cohort) else None
     if not isinstance(wrapped, Wrapped) or not has_peft_format(wrapped.spec):
         raise LichenError(
             f"{'a student' if recipe.model.student else f'kind: {adapter.kind}'} does not start from a PEFT adapter",

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from itertools import accumulate
 from typing import Any, final
 
 from lichen.core.secret.randomness import SecretRandomness
 from lichen.core.wire.shared import Shared
+from lichen.data.batches.compared_text import mismatched
 from lichen.data.batches.content_digest import records_digest
 from lichen.data.batches.rows import pooled
 from lichen.data.batches.shards import Shard, TextShard
@@ -42,7 +44,7 @@ from lichen.recipes.rows.reading import report_read
 from lichen.recipes.rows.requests import repairs
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["LoadedExperiment", "fetch_named", "open_recipe", "shards_of"]
+__all__ = ["LoadedExperiment", "fetch_named", "open_recipe", "second_answers", "shards_of"]
 
 
 @final
@@ -126,7 +128,12 @@ def fetch_named(recipe: Recipe, say: Callable[[str], None]) -> None:
 
 
 def shards_of(
-    clients_data: Sequence[ClientData], part: str, make: Callable[[Sequence[Record]], Shard], *, apart: bool = False
+    clients_data: Sequence[ClientData],
+    part: str,
+    make: Callable[[Sequence[Record]], Shard],
+    *,
+    apart: bool = False,
+    second: Callable[[Shard], Shard] | None = None,
 ) -> tuple[Shard, ...]:
     """One shard a client; a part that all clients share is made once.
 
@@ -135,6 +142,7 @@ def shards_of(
         part: ``"train"``, ``"valid"`` or ``"test"``.
         make: Makes a shard of records.
         apart: A record is no row, so that each client's shard is made by itself; else all are stretches of one.
+        second: Gives the rows of one client what they are compared with, from these rows alone.
     """
     parts = {id(rows): rows for client_data in clients_data if (rows := getattr(client_data, part))}
     if apart:
@@ -146,6 +154,8 @@ def shards_of(
     whole = make(records)
     begin = dict(zip(parts, accumulate(map(len, parts.values()), initial=0), strict=False))
     made = {place: whole.between(begin[place], begin[place] + len(rows)) for place, rows in parts.items()}
+    if second is not None:
+        made = {place: second(shard) for place, shard in made.items()}
     nothing = whole.between(0, 0)
     return tuple(made.get(id(getattr(client_data, part)), nothing) for client_data in clients_data)
 
@@ -189,15 +199,16 @@ def open_recipe(
     if model is None and isinstance(public, TextShard):
         words = words_of(public, tokenizer)
         make, public = _in_words(make, words), words.renumber(public)
-    train = shards_of(clients_data, "train", make, apart=apart)
+    second = second_answers(recipe)
+    train = shards_of(clients_data, "train", make, apart=apart, second=second)
     if model is None:
         size = len(words) if words else len(tokenizer) if tokenizer else 0
         model = make_student(recipe, train[0], classes, vocabulary=size)
     pad = pad_id(tokenizer) if tokenizer is not None else 0
     clients = ClientSide(
         train=train,
-        valid=shards_of(clients_data, "valid", make, apart=apart),
-        test=shards_of(clients_data, "test", make, apart=apart),
+        valid=shards_of(clients_data, "valid", make, apart=apart, second=second),
+        test=shards_of(clients_data, "test", make, apart=apart, second=second),
     )
     experiment = Experiment.of(
         recipe,
@@ -236,6 +247,20 @@ def open_recipe(
         read=read,
         cards=gathered.cards,
     )
+
+
+def second_answers(recipe: Recipe) -> Callable[[Shard], Shard] | None:
+    """Gives a client's rows mismatched answers, where the loss of preferences is held against them."""
+    if not recipe.prefers or not recipe.preference.facts.of_batch:
+        return None
+
+    def second(shard: Shard) -> Shard:
+        assert isinstance(shard, TextShard)
+        assert shard.compared is not None
+        other = cache(partial(mismatched, shard, max_length=recipe.data.max_length))
+        return replace(shard, compared=replace(shard.compared, second=other))
+
+    return second
 
 
 def words_of(public: TextShard, tokenizer: Any) -> Frequent:

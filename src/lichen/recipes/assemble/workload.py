@@ -89,12 +89,12 @@ def workload_of(batch: Batch) -> Workload:
         labelled = ((batch["labels_CBT"][:, :, 1:] != -100) & active_C1[..., None]).sum()
     else:
         labelled = (has_label(batch["labels_CB"]) & real_CB).sum()
-    return Workload(
-        rows=int(real_CB.sum()),
-        tokens=int(length_CB.sum()),
-        labelled=int(labelled),
-        square=int(length_CB.square().sum()),
-    )
+    tokens, square = length_CB.sum(), length_CB.square().sum()
+    if "second_mask_CBT" in batch:
+        second_CB = batch["second_mask_CBT"].sum(2) * real_CB
+        tokens, square = tokens + second_CB.sum(), square + second_CB.square().sum()
+        labelled = labelled + ((batch["second_labels_CBT"][:, :, 1:] != -100) & active_C1[..., None]).sum()
+    return Workload(rows=int(real_CB.sum()), tokens=int(tokens), labelled=int(labelled), square=int(square))
 
 
 def pooled_experiment(experiment: Experiment) -> Experiment:

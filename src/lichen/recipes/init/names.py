@@ -91,12 +91,14 @@ class Roles:
         task: What is learned from it.
         columns: By role; several where they are joined.
         left: Columns that are left out, each with the reason.
+        turns: Answers are lists of turns.
     """
 
     shape: str = ""
     task: str = "chat"
     columns: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    turns: bool = False
 
     @property
     def used(self) -> set[str]:

@@ -97,8 +97,17 @@ def _learned(roles: Roles, columns: Sequence[ColumnFacts], wishes: Wishes, where
         _labelled(roles, columns, wishes, where, ask)
         return
     if {"chosen", "rejected"} <= by_plain.keys() and wishes.completion is None:
-        _preferences(wishes, by_plain, where, ask)
+        if wishes.task in (None, "prefer"):
+            _preferences(roles, by_plain, wishes, where)
+            return
         wishes = replace(wishes, completion=by_plain["chosen"].name)
+    if wishes.task == "prefer":
+        raise LichenError(
+            "holds no pairs of a chosen and a rejected answer",
+            where=where,
+            fix="call the columns chosen and rejected; rated rows need data.columns.rating and prefer.kind: kto in a "
+            "recipe of your own",
+        )
     if wishes.completion is not None:
         answer = by_name[wishes.completion]
         prompts = [by_name[name] for name in wishes.prompt] or _prompt_columns(columns, answer)
@@ -136,13 +145,24 @@ def _may_answer(column: ColumnFacts) -> bool:
     return column.texts or (column.kind in ("number", "real") and column.plain != "target")
 
 
-def _preferences(wishes: Wishes, by_plain: dict[str, ColumnFacts], where: str, ask: Ask | None) -> None:
-    """Chosen and rejected answers: only the chosen ones can be learned, and only if somebody wants that."""
-    what = "holds pairs of a chosen and a rejected answer, and preferences are not learned"
-    if ask is not None and ask(f"{where} {what}.", ["learn the chosen answers alone", "stop"]) == 0:
-        return
-    prompt = "--prompt prompt " if "prompt" in by_plain else ""
-    raise LichenError(what, where=where, fix=f"to learn the chosen answers alone, add: {prompt}--completion chosen")
+def _preferences(roles: Roles, by_plain: dict[str, ColumnFacts], wishes: Wishes, where: str) -> None:
+    """Chosen and rejected answers, as texts or as turns, and what they answer."""
+    pair = [by_plain["chosen"], by_plain["rejected"]]
+    if len({column.kind == "turns" for column in pair}) > 1:
+        raise LichenError(
+            "holds turns in one of chosen and rejected, and texts in the other",
+            where=where,
+            fix="write both as texts, or both as lists of turns",
+        )
+    by_name = {column.name: column for column in by_plain.values()}
+    known = [column for column in (by_plain.get("prompt"), by_plain.get("question")) if column is not None]
+    prompts = tuple(by_name[name].name for name in wishes.prompt) or tuple(column.name for column in known[:1])
+    roles.task, roles.shape = "prefer", "pairs of a chosen and a rejected answer"
+    roles.turns = pair[0].kind == "turns"
+    roles.columns = {
+        **({"prompt": prompts if len(prompts) > 1 else prompts[0]} if prompts else {}),
+        **{column.plain: column.name for column in pair},
+    }
 
 
 def _prompt_columns(columns: Sequence[ColumnFacts], answer: ColumnFacts) -> list[ColumnFacts]:

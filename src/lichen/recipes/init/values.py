@@ -67,7 +67,13 @@ def values_of(
         model["head"] = "ridge"
         model["adapter"] = {"target_modules": ["query", "value"], "modules_to_save": ["classifier"]}
     if chat:
-        form = "messages" if "messages" in roles.columns else "chat" if "prompt" in roles.columns else "plain"
+        form = (
+            "messages"
+            if "messages" in roles.columns or roles.turns
+            else "chat"
+            if "prompt" in roles.columns
+            else "plain"
+        )
         section["form"] = form
     if by_file and "client" not in roles.columns:
         section["partition"] = {"by": "client"}
@@ -102,6 +108,9 @@ def values_of(
         "federation": {"rounds": 10, "local_steps": 4, "batch_size": 4},
         "compare": {"baselines": ["base", "alone", "alone_best", "pooled"], "alone_epochs": 2},
     }
+    if task.prefers:
+        values = {**values, "prefer": {"kind": "dpo", "beta": 0.1}, "optimizer": {"lr": [0.0005]}}
+        notes.append("Of each pair the chosen answer is to gain on the rejected one (DPO).")
     if numbers:
         values["optimizer"] = {"name": "sgd", "lr": [0.1, 0.3], "momentum": 0.9}
         values["federation"] = {"rounds": 20, "local_steps": 8, "batch_size": 16, "aggregate": "mean"}

@@ -19,6 +19,7 @@ from lichen.recipes.assemble.capacity import device_tiers
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe, shards_of
 from lichen.recipes.assemble.parts import client_tasks, initial_shared, works_of
+from lichen.recipes.assemble.preference.references import without_references
 from lichen.recipes.assemble.sides.masks import without_masks
 from lichen.recipes.assemble.sides.personal import stages_of
 from lichen.recipes.assemble.sides.privacy import for_timing
@@ -87,6 +88,7 @@ def estimate_adapt(
     """
     start_time = time.perf_counter()
     loaded = open_recipe(recipe, say=say, keep_private=False, report_counts=True)
+    loaded = replace(loaded, experiment=without_references(loaded.experiment))
     start = time.perf_counter() - start_time
     weights = weights_of(loaded.foundation) if loaded.foundation is not None else {}
     base = resident_bytes(loaded.foundation) if weights else 0

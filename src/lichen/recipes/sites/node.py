@@ -17,6 +17,7 @@ from lichen.engines.remote.talks import Talks
 from lichen.engines.remote.worker import SiteWorker
 from lichen.recipes.assemble.aggregation import down_of
 from lichen.recipes.assemble.open import open_recipe
+from lichen.recipes.assemble.preference.references import with_references
 from lichen.recipes.assemble.sides.canaries import canary_key
 from lichen.recipes.assemble.sides.privacy import secret_of
 from lichen.recipes.schema.read import recipe_sha256
@@ -88,4 +89,4 @@ def _whole(recipe: Recipe, state: Path) -> Node:
     if recipe.audit is not None:
         loaded = loaded.planted(canary_key(recipe, state.parent, begun=True))
     experiment = replace(loaded.experiment, clients=replace(loaded.experiment.clients, state=state))
-    return RoundsNode(experiment, partial(secret_of, experiment.server, state))
+    return RoundsNode(with_references(experiment, state), partial(secret_of, experiment.server, state))

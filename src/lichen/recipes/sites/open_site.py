@@ -27,7 +27,8 @@ from lichen.data.batches.text import pad_id
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.loaded_model import load_model
 from lichen.recipes.assemble.model import make_student, start_of
-from lichen.recipes.assemble.open import fetch_named, shards_of
+from lichen.recipes.assemble.open import fetch_named, second_answers, shards_of
+from lichen.recipes.assemble.preference.references import with_references
 from lichen.recipes.assemble.sides.clients import TOKENS, ClientSide, group_of
 from lichen.recipes.assemble.sides.fingerprints import digests_of, fingerprint_rows, own_fingerprints
 from lichen.recipes.assemble.sides.privacy import own_accounts
@@ -144,7 +145,7 @@ class Site:
             state=state,
         )
         accounts = own_accounts(server, state, assigned.bounds)
-        node = RoundsNode(Experiment(server=server, clients=clients), accounts=accounts)
+        node = RoundsNode(with_references(Experiment(server=server, clients=clients), state), accounts=accounts)
         names = {number: member.name for number, member in zip(own, mine, strict=True)}
         writes = self.recipe.personal is not None and self.recipe.privacy is None
         write = own_writer(self.recipe, encoded.model, state, names) if writes else None
@@ -240,7 +241,8 @@ def _encoded(
         say(note)
     make = encoder(recipe, loaded.tokenizer, loaded.classes, keep_private=keep_private, say=say)
     apart = recipe.data.form == "stream"
-    train, valid, test = (shards_of(rows.clients_data, part, make, apart=apart) for part in PARTS)
+    second = second_answers(recipe)
+    train, valid, test = (shards_of(rows.clients_data, part, make, apart=apart, second=second) for part in PARTS)
     model = loaded.model
     if model is None:
         size = len(loaded.tokenizer) if loaded.tokenizer is not None else 0

@@ -23,6 +23,7 @@ from lichen.core.message import Job, Message
 from lichen.core.store import save_tree
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
+from lichen.core.wrapping import innermost
 from lichen.models.cohort import Cohort
 from lichen.models.peft.own import write_own
 from lichen.recipes.assemble.model import described_base
@@ -81,13 +82,15 @@ def own_writer(recipe: Recipe, model: CohortModel, folder: Path, names: dict[int
         names: The site's clients by their numbers in the roster.
     """
 
+    cohort = innermost(model)
+
     def write(shared: Shared, clients: Sequence[int], own_C: Tree) -> None:
         for at, client in enumerate(clients):
             own = model_of_client(recipe, shared.trainable, {name: x[at : at + 1] for name, x in own_C.items()})
             with whole_folder(folder / _OWN / folder_name(names[client]), shared=False) as draft:
-                if isinstance(model, Cohort) and model.adapter.kind.peft is not None:
-                    base, task = described_base(recipe, model.wrapped.model), task_of(recipe.task).peft
-                    write_own(draft, own, spec=model.adapter, base_name=base, task=task, patch=shared.patch)
+                if isinstance(cohort, Cohort) and cohort.adapter.kind.peft is not None:
+                    base, task = described_base(recipe, cohort.wrapped.model), task_of(recipe.task).peft
+                    write_own(draft, own, spec=cohort.adapter, base_name=base, task=task, patch=shared.patch)
                 else:
                     save_tree(draft / "model.safetensors", trees.plain(own.trainable))
 

@@ -28,6 +28,7 @@ from lichen.data.sources.records import load_records
 from lichen.engines.local import LocalEngine
 from lichen.engines.ranks import Ranks
 from lichen.models.peft.format import has_peft_format, save_adapter
+from lichen.models.preference.model import PreferenceModel
 from lichen.present.report import attack_text
 from lichen.present.trace import read_trace
 from lichen.recipes.artifacts.inputs import agree, inputs_of
@@ -38,6 +39,8 @@ from lichen.recipes.assemble.experiment import Experiment, metric_of, values_N
 from lichen.recipes.assemble.model import SCRATCH, STUDENT_TOKENIZER, base_name_of, described_base, spec_of
 from lichen.recipes.assemble.open import LoadedExperiment, fetch_named, open_recipe, shards_of
 from lichen.recipes.assemble.parts import validators_of
+from lichen.recipes.assemble.preference.numbers import preference_numbers
+from lichen.recipes.assemble.preference.references import with_references
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
 from lichen.recipes.assemble.sides.attack import who_lied
 from lichen.recipes.assemble.sides.canaries import canary_key
@@ -77,6 +80,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
     with folder.ranks.ahead():
         register(folder.path, digests_of(fingerprints_of(recipe, [one.name for one in loaded.clients_data])))
     loaded = _planted(loaded.fingerprinted(), folder, say)
+    loaded = replace(loaded, experiment=with_references(loaded.experiment, folder.path / "state"))
     attack = who_lied(loaded.experiment.server)
     if attack is not None:
         say(f"attacked on purpose: {attack_text(attack, len(loaded.clients_data))}")
@@ -86,8 +90,10 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
     extra = dict(help_result.extra)
     if recipe.audit is not None:
         extra["canaries"] = recipe.audit.canaries
+    if recipe.prefers:
+        extra |= preference_numbers(recipe, columns)
     if recipe.writes:
-        if "base" in columns:
+        if "base" in columns and not recipe.prefers:
             columns["base"], forms = _best_form(loaded, folder, columns["base"], say)
             extra |= forms
         if recipe.compare.retention_text:
@@ -159,7 +165,8 @@ def score_on(
         ranks: Who scores together.
     """
     store = ClientStore(path / "state" / "none")
-    work = Evaluate(experiment.model)
+    model = experiment.model.inner if isinstance(experiment.model, PreferenceModel) else experiment.model
+    work = Evaluate(model)
     local = LocalEngine(
         {"test": ClientTask(work=work, source=experiment.evaluating(shards))},
         store,

@@ -110,6 +110,8 @@ def _kind(task: str) -> str:
 def _row_tokens(server: ServerSide) -> Callable[[int], tuple[int, int]]:
     """For each client, how many labels its rows can have, and how many tokens: as many as fit into a row."""
     most = server.recipe.data.max_length
+    if server.recipe.prefers:  # a pair of answers is one row
+        return lambda client: (1, 2 * most)
     return lambda client: (most if server.recipe.writes else 1, most if server.roster[client].group == TOKENS else 1)
 
 
