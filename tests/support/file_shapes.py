@@ -326,7 +326,11 @@ SHAPES: dict[str, Shape] = {
         flags={"prompt": ("prompt",), "completion": "chosen"},
     ),
     "preference pairs as turns": Shape(
-        files={"a.jsonl": jsonl(many(lambda i: {"chosen": [user(i), answer(i)], "rejected": [user(i), answer(i + 1)]}))},
+        files={
+            "a.jsonl": jsonl(
+                many(lambda i: {"chosen": [user(i), answer(i)], "rejected": [user(i), answer(i + 1)]})
+            )
+        },
         task="prefer",
         columns={"chosen": "chosen", "rejected": "rejected"},
     ),

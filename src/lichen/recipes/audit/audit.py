@@ -113,5 +113,8 @@ def _with_key(loaded: LoadedExperiment, folder: Path) -> LoadedExperiment:
 
 
 def _refuse(recipe: Recipe, folder: Path) -> None:
+    if recipe.prefers:
+        what = "a row of task prefer is two answers and a reference, and one answer alone is looked at here"
+        raise LichenError(what, where=str(folder), fix="use a run of another task")
     if not task_of(recipe.task).procedure.rounds or recipe.method.asks_only:
         raise LichenError(f"a run of task {recipe.task} has no rounds of training to audit", where=str(folder))

@@ -98,6 +98,9 @@ def influence(folder: Path | str, *, client: str | None = None, out: Path | None
 
 
 def _refuse(recipe: Recipe, folder: Path) -> None:
+    if recipe.prefers:
+        what = "a row of task prefer is two answers and a reference, and one answer alone is looked at here"
+        raise LichenError(what, where=str(folder), fix="use a run of another task")
     if not task_of(recipe.task).procedure.rounds or recipe.method.asks_only or recipe.exchange is not None:
         raise LichenError(f"a run of task {recipe.task} has no one model that was trained in rounds", where=str(folder))
     if recipe.aggregation.local_params:

@@ -33,6 +33,7 @@ from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.live_bytes import LiveBytes
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import client_tasks, initial_shared
+from lichen.recipes.assemble.preference.references import without_references
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 
@@ -107,7 +108,7 @@ def footprint(recipe: Recipe) -> Footprint | None:
     loaded = open_recipe(recipe, keep_private=False)
     frozen = frozen_tensors(loaded.foundation)
     size = sum(x.untyped_storage().nbytes() for x in frozen)
-    training = _training(loaded.experiment)
+    training = _training(without_references(loaded.experiment))
     return None if training is None else Footprint(frozen=size, training=training)
 
 

@@ -30,6 +30,7 @@ from lichen.recipes.assemble.column import local_engine
 from lichen.recipes.assemble.experiment import lr_name, values_N
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import tensors_of
+from lichen.recipes.assemble.preference.references import with_references
 from lichen.recipes.assemble.sides.personal import norms_of
 from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.schema.recipe import Recipe
@@ -79,7 +80,7 @@ def replay(folder: Path | str, *, without: Sequence[str] = ()) -> Replay:
     lr = float(summary["extra"]["lr.federated"])
     fed = recipe.federation.model_copy(update={"history": False})
     replayed = recipe.model_copy(update={"federation": fed, "value": None})
-    experiment = loaded.experiment.with_server(recipe=replayed)
+    experiment = with_references(loaded.experiment, folder / "state").with_server(recipe=replayed)
     server = experiment.server
     gone = _indices(server.roster, without)
     with tempfile.TemporaryDirectory() as aside:

@@ -26,6 +26,7 @@ from lichen.recipes.artifacts.inputs import Inputs, agree
 from lichen.recipes.assemble.class_names import save_class_names
 from lichen.recipes.assemble.column import Column, agreed_name, clocked, column_of, recipe_engine
 from lichen.recipes.assemble.parts import validators_of, works_of
+from lichen.recipes.assemble.preference.numbers import preference_numbers
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
 from lichen.recipes.assemble.sides.fingerprints import register
 from lichen.recipes.assemble.sides.masks import unmasking
@@ -116,6 +117,7 @@ def _learned(
     columns = _columns(server, folder, observer, say, engine_of, apart=apart)
     best = columns["federated"].shared or Shared()
     extra = {} if recipe.writes else over_all_rows(recipe, columns)
+    extra |= preference_numbers(recipe, columns) if recipe.prefers else {}
     extra |= not_scored(columns, len(roster))
     if recipe.writes:
         extra |= safety(recipe, folder, loaded.foundation, loaded.tokenizer, server.start, columns, say)

@@ -36,6 +36,8 @@ def preference_numbers(recipe: Recipe, columns: Mapping[str, Column]) -> dict[st
             continue
         total = {key: x_N.sum(0, keepdim=True) for key, x_N in column.metrics.items()}
         out |= {f"{name}.{one.name}": float(one.values(total)[0]) for one in task.metrics}
+        if column.summed is not None:
+            continue
         clients = next(iter(column.metrics.values())).shape[0]
         client_SN = numpy_generator(derive(recipe.seed, "bootstrap")).integers(clients, size=(RESAMPLES, clients))
         counts_SN = torch.from_numpy((client_SN[:, :, None] == torch.arange(clients).numpy()).sum(1)).double()
