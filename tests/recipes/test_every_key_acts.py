@@ -71,6 +71,12 @@ ELSEWHERE = {
     "federation.repair.name": "other rows",
     "personal.weight": "heads of clients: tests/clients/personal",
     "stream": "rows of periods: tests/recipes/tasks/streams",
+    "prefer": "tasks of the grid",
+    "prefer.good": "bounds go together: tests/recipes/tasks/test_preferences.py",
+    "prefer.bad": "bounds go together: tests/recipes/tasks/test_preferences.py",
+    "prefer.min_good": "no client here has so few: tests/recipes/tasks/test_preferences.py",
+    "prefer.min_bad": "no client here has so few: tests/recipes/tasks/test_preferences.py",
+    "prefer.temperature": "answers that a run writes: tests/recipes/tasks/test_preferences.py",
     "fingerprint": "the owners' keys: tests/recipes/artifacts/test_claims.py",
     "compare.target": "the summary: tests/recipes/tasks",
     "federation.valid_clients": "caps at the clients that there are",
@@ -127,8 +133,10 @@ ROUNDS: dict[str, dict[str, Any]] = {
     "no budget": {"compare": {"baselines": ["alone_best"]}},
     "grid": {"optimizer": {"lr": [0.02, 0.01], "grid_rounds": 1, "warmup": 1, "schedule": "cosine"}},
 }
+PREFER = {"dpo": "pairs", "kto": "rated", "simpo": "pairs", "spin": "rated"}
+"""Kinds of task prefer, each a word of the dimension of tasks, and the rows that it learns from."""
 DIMENSIONS: dict[str, dict[str, dict[str, Any]]] = {
-    "task": {task: {"task": task} for task in ("chat", "classify", "student", "oneshot", "students")},
+    "task": {task: {"task": task} for task in ("chat", "classify", "student", "oneshot", "students", *PREFER)},
     "adapter": {kind: {"model": {"adapter": {"kind": kind}}} for kind in BUILT_IN},
     "optimizer": {
         **{name: {"optimizer": {"name": name}} for name in METHODS},
@@ -204,9 +212,17 @@ def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 def values(home: Path, words: dict[str, str]) -> dict[str, Any]:
     """The recipe of one word of each dimension."""
     task = words["task"]
-    shape: Any = "pair" if task == "chat" else "label"
+    shape: Any = "pair" if task == "chat" or task in PREFER else "label"
     whole = tiny_llama.recipe(home / "model", home / f"{shape}.jsonl", shape, compare={"baselines": []})
     whole["data"] |= {"split_by": "row"}
+    if task in PREFER:
+        rated = PREFER[task] == "rated"
+        roles = {"completion": "reply", "rating": "liked"} if rated else {"chosen": "reply", "rejected": "other"}
+        whole["data"] |= {
+            "name": str(home / f"{PREFER[task]}.jsonl"),
+            "columns": {"client": "who", "prompt": "ask", **roles},
+        }
+        whole["prefer"] = {"kind": task}
     whole["federation"] = {"rounds": 4, "local_steps": 2, "batch_size": 4}
     asked = words["help"] not in ("none", "ridge", "lda")
     if asked:
@@ -219,7 +235,7 @@ def values(home: Path, words: dict[str, str]) -> dict[str, Any]:
     if task == "oneshot":
         whole = {key: whole[key] for key in ("name", "task", "data", "compare")}
         whole["model"] = {"name": str(home / "model")}
-    if task in ("chat", "classify"):
+    if task in ("chat", "classify", *PREFER):
         keys = BUILT_IN[words["adapter"]].keys
         own = {"rank": 2, "alpha": 4.0, "num_virtual_tokens": 3, "width": 4}
         whole["model"]["adapter"] = {key: value for key, value in own.items() if key in keys}
@@ -229,14 +245,15 @@ def values(home: Path, words: dict[str, str]) -> dict[str, Any]:
     if small_method:
         whole["optimizer"] = {**whole.get("optimizer", {}), **small_method}
     for dimension, word in words.items():
-        if dimension not in ("task", "adapter") or (dimension == "adapter" and task in ("chat", "classify")):
+        if dimension not in ("task", "adapter") or (dimension == "adapter" and task in ("chat", "classify", *PREFER)):
             whole = merged(whole, DIMENSIONS[dimension][word])
     # Sets of requests that are here, in the place of the catalog's.
     for section, key in ((whole.get("attack"), "requests"), (whole.get("federation", {}).get("repair"), "name")):
         if section is not None and (key == "name" or section["kind"] == "unsafe"):
             section[key] = str(home / "requests.jsonl")
             whole = merged(whole, {"compare": {"requests": str(home / "held.jsonl")}})
-    return {**copy.deepcopy(whole), "task": task if task in ("chat", "oneshot") else "classify"}
+    name = "prefer" if task in PREFER else task if task in ("chat", "oneshot") else "classify"
+    return {**copy.deepcopy(whole), "task": name}
 
 
 def bases(home: Path, tries: int = 6000) -> list[dict[str, str]]:
@@ -376,7 +393,7 @@ SAYS_SO = {
     "exchange.mean": lambda recipe: recipe.exchange.means,
     "exchange.sharpen": lambda recipe: recipe.exchange.sharpened or 1.0,
     "model.head": lambda recipe: {"base": "random"}.get(recipe.model.head, recipe.model.head),
-    "compare.metric": lambda recipe: "perplexity" if recipe.writes else "macro_f1",
+    "compare.metric": lambda recipe: "preference" if recipe.prefers else "perplexity" if recipe.writes else "macro_f1",
     "synthetic.filters": lambda recipe: list(recipe.synthetic.sieve),
     "engine.gradient_checkpointing": lambda recipe: None,
     # The rows have three classes, so that the three likeliest are all.
@@ -420,10 +437,17 @@ def fault(builder: Builder, plain: Any, before: Any, home: Path, words: dict[str
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("grid")
-    more = tuple(f"{word}." for word in tiny_llama.WORDS)
-    tiny_llama.save_model(folder / "model", biases=True, more=more)
+    dotted = tuple(f"{word}." for word in tiny_llama.WORDS)
+    tiny_llama.save_model(folder / "model", biases=True, more=dotted)
     for shape in ("pair", "label"):
         tiny_llama.save_rows(folder / f"{shape}.jsonl", shape, clients=5, rows=16)  # type: ignore[arg-type]
+    for shape in ("pairs", "rated"):
+        rows = [json.loads(line) for line in (folder / "pair.jsonl").read_text(encoding="utf-8").splitlines()]
+        more_of = [
+            {"other": f"{row['reply']} w9"} if shape == "pairs" else {"liked": n % 3 > 0} for n, row in enumerate(rows)
+        ]
+        lines = [json.dumps({**row, **more}) + "\n" for row, more in zip(rows, more_of, strict=True)]
+        (folder / f"{shape}.jsonl").write_text("".join(lines), encoding="utf-8")
     for name, words in (("requests", "w1 w2 w3 w4 w5 w6"), ("held", "w7 w8")):
         lines = [json.dumps({"text": word}) + "\n" for word in words.split()]
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
