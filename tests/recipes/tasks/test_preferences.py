@@ -23,6 +23,8 @@ from lichen.recipes.assemble.preference import references
 from lichen.recipes.assemble.preference.references import with_references
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.schema.read import read_recipe
+from lichen.recipes.sites.announced import Assignment
+from lichen.recipes.sites.open_site import open_site
 from support.tiny_llama import WORDS, save_model, say
 
 CLIENTS = 5
@@ -314,3 +316,18 @@ def test_init_writes_a_recipe_that_runs(home: Path, tmp_path: Path) -> None:
     )
     assert (recipe.task, recipe.data.form, recipe.preference.kind) == ("prefer", "messages", "dpo")
     assert lichen.run(recipe, out=tmp_path / "run").summary["metric"] == "preference"
+
+
+def test_a_site_scores_its_own_rows_as_a_simulation_does(home: Path, tmp_path: Path) -> None:
+    """Its clients at their places in a roster of other sites; the scores lie in the site's own state."""
+    recipe = made(home, "kto")
+    whole = with_references(open_recipe(read_recipe(recipe)).experiment, None)
+    site = open_site(read_recipe(recipe), home / "rated.jsonl")
+    places = Assignment(numbers=tuple(range(1, CLIENTS + 1)), clients=CLIENTS + 1)
+    task = site.join(places, tmp_path).client_tasks()["train lr=0.02"]
+    for client in (0, 3):
+        mine = next(iter(task.source.batches((client + 1,), 0)))
+        shard = whole.clients.train[client]
+        known = shard.compared.reference()  # type: ignore[union-attr, misc]
+        assert np.array_equal(mine["reference_CB2"][0].numpy(), known[mine["index_CB"][0].numpy()])
+    assert ClientStore(tmp_path / "reference" / "train").load((1,), 0) is not None
