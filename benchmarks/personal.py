@@ -121,6 +121,7 @@ def show_models(name: str) -> None:
         others = [cell["others"] for cell in cells if cell["others"] is not None]
         bare = model.partition("@")[0].endswith(("base", "alone"))
         counted = "" if bare or not many else f" of {many}"
+        memory = next((cell["memory"] for cell in cells if cell["memory"] is not None), None)
         texts = [
             model,
             str(len(cells)),
@@ -130,7 +131,7 @@ def show_models(name: str) -> None:
             f"{harmed}{counted}" if counted else "",
             spread(others, form) if others else "",
             "" if bare else bytes_text(statistics.mean(cell["up"] for cell in cells)),
-            "" if bare or cells[0]["memory"] is None else bytes_text(cells[0]["memory"]),
+            "" if bare or memory is None else bytes_text(memory),
             "" if bare else seconds_text(min(cell["seconds"] for cell in cells)),
         ]
         print(f"| {' | '.join(texts)} |")
