@@ -266,7 +266,6 @@ def plan_command(
 
     known = read_page(recipe, set_, note=log)
     with redirect_stdout(sys.stderr):
-        from lichen.recipes.plan.plan import Plan
         from lichen.recipes.plan.plan import plan as plan_of
 
         found = plan_of(known, say=log)
@@ -274,9 +273,9 @@ def plan_command(
         print_json(found.as_dict())
         return
     from lichen.present.planned import plan_table
-    from lichen.recipes.stages.plans import plans_table
+    from lichen.recipes.stages.plans import StagedPlan, plans_table
 
-    show(plan_table(found.as_dict()) if isinstance(found, Plan) else plans_table(found))
+    show(plans_table(found) if isinstance(found, StagedPlan) else plan_table(found.as_dict()))
 
 
 def node_command(*, recipe: Path, state: Path, data: Path | None = None) -> None:
