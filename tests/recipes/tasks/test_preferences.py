@@ -252,8 +252,12 @@ def every(key: str, value: Any) -> Change:
         ("kto", "rated", every("liked", None), r"data\.columns\.rating: kto learns from rows that are good or bad"),
         ("kto", "rated", every("liked", "nice"), r"row 1: column 'liked' holds 'nice', which is no rating"),
         ("kto", "rated", lambda rows: rows[0].update(liked=3), r"prefer\.good: ratings go from 0 to 3"),
-        ("dpo", "pairs", lambda rows: rows[3].update(rejected=rows[3]["chosen"]), "1 rows have two equal answers"),
-        ("dpo", "pairs", lambda rows: rows[3].update(rejected=""), "1 rows have no rejected answer"),
+        (
+            "dpo",
+            "pairs",
+            lambda rows: [r.update(rejected=r["chosen"]) for r in rows] and None,
+            "no row has a chosen and",
+        ),
         ("dpo", "pairs", lambda rows: [row.pop("rejected") for row in rows] and None, r"columns\.rejected: dpo learns"),
         ("dpo", "turns", lambda rows: rows[0]["rejected"].pop(), "is of role user, and an answer is the assistant's"),
         ("dpo", "turns", lambda rows: rows[0].update(rejected="no"), "column 'rejected' holds texts"),
@@ -266,6 +270,29 @@ def test_rows_that_say_nothing_are_refused(
     form = {"form": "messages"} if shape == "turns" else {}
     with pytest.raises(LichenError, match=fault):
         open_recipe(read_recipe(made(home, kind, data={**data, **form})))
+
+
+@pytest.mark.parametrize("shape", ["pairs", "turns"])
+def test_pairs_of_which_none_is_better_are_left_out_and_counted(home: Path, tmp_path: Path, shape: str) -> None:
+    def change(rows: list[dict[str, Any]]) -> None:
+        empty: Any = "" if shape == "pairs" else []
+        rows[0].update(rejected=rows[0]["chosen"])
+        rows[1].update(rejected=empty)
+        rows[2].update(rejected=None)
+        rows[30].update(chosen=empty)
+        if shape == "pairs":
+            rows[40].update(rejected=f"{rows[40]['chosen']} ")
+
+    form = {"form": "messages"} if shape == "turns" else {}
+    data = spoil(home, tmp_path, shape, change)
+    loaded = open_recipe(read_recipe(made(home, "dpo", data={**data, **form})), report_counts=True)
+    assert loaded.read is not None
+    left = {one["why"]: one["rows"] for one in loaded.read["left"]}
+    same, absent = left.pop("rows with two equal answers"), sum(left.values())
+    assert (same, absent) == ((2, 3) if shape == "pairs" else (1, 3))
+    parts = loaded.experiment.clients
+    rows = sum(shard.size for part in (parts.train, parts.valid, parts.test) for shard in part)
+    assert rows == 20 * CLIENTS - same - absent
 
 
 @pytest.mark.parametrize(

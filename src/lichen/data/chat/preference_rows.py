@@ -27,7 +27,7 @@ class Answers:
 
     Attributes:
         prompt: Its last words of a user.
-        chosen: The better answer.
+        chosen: The better answer; empty where the row has none.
         rejected: The worse one; empty where the row has none.
         messages: The whole conversation with the chosen answer; none where the cells are texts.
     """
@@ -52,7 +52,8 @@ def answers_of(row: Mapping[str, Any], known: Mapping[str, Sequence[str]], where
     """
 
     def cells(role: str) -> list[tuple[str, Any]]:
-        return [(column, row.get(column)) for column in known.get(role, ())]
+        found = [(column, row.get(column)) for column in known.get(role, ())]
+        return [(column, None if isinstance(value, list) and not value else value) for column, value in found]
 
     def text(role: str) -> str:
         return "\n\n".join(filter(None, (text_of(value, column, where) for column, value in cells(role))))
@@ -70,6 +71,8 @@ def answers_of(row: Mapping[str, Any], known: Mapping[str, Sequence[str]], where
             where=where,
             fix="write both answers as texts, or both as lists of turns",
         )
+    if not talks["chosen"]:
+        return Answers(prompt="", chosen="", rejected="")
     before = turns("prompt") if any(is_turns(value) for _, value in cells("prompt")) else None
     if before is None and (question := text("prompt")) and len(turns("chosen")) == 1:
         before = ({"role": "user", "content": question},)

@@ -12,7 +12,7 @@ from lichen.data.sources.records import PREFERENCES, Record
 from lichen.data.sources.table import column_of
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["goods_of", "refuse_preferences", "scarce_clients", "unread_roles"]
+__all__ = ["differing_pairs", "goods_of", "refuse_preferences", "scarce_clients", "unread_roles"]
 
 
 def unread_roles(recipe: Recipe) -> tuple[str, ...]:
@@ -34,6 +34,20 @@ def goods_of(recipe: Recipe, records: Sequence[Record]) -> np.ndarray:
     known = [np.nan if one is None else one for one in ratings]
     rating_N = np.asarray(known, dtype=np.float64)
     return np.where(rating_N >= good, 1, np.where(rating_N <= bad, 0, -1)).astype(np.int64)
+
+
+def differing_pairs(recipe: Recipe, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+    """``(N,)`` twice: rows that have both answers, and rows whose two answers are the same but for blanks, bool.
+
+    Where rows are rated, or stand against the model's own answers, there are no pairs: all have one, and none is the
+    same.
+    """
+    count = len(records)
+    texts, rejected = column_of(records, "text"), column_of(records, "rejected")
+    if recipe.rated or recipe.preference.writes_answers or not any(rejected):
+        return np.ones(count, dtype=bool), np.zeros(count, dtype=bool)
+    answers = [(a.strip(), b.strip()) for a, b in zip(texts, rejected, strict=True)]
+    return np.array([bool(a and b) for a, b in answers], dtype=bool), np.array([a == b for a, b in answers], dtype=bool)
 
 
 def scarce_clients(recipe: Recipe, records: Sequence[Record]) -> frozenset[str]:
@@ -83,7 +97,7 @@ def refuse_preferences(recipe: Recipe, records: Sequence[Record], *, elsewhere: 
     Raises:
         LichenError: by the key of the column or bound at fault.
     """
-    texts, rejected, ratings = (column_of(records, name) for name in ("text", "rejected", "rating"))
+    rejected, ratings = column_of(records, "rejected"), column_of(records, "rating")
     config, pairs, rated = recipe.preference, any(rejected), any(one is not None for one in ratings)
     if recipe.rated and not rated:
         raise LichenError(
@@ -112,14 +126,12 @@ def refuse_preferences(recipe: Recipe, records: Sequence[Record], *, elsewhere: 
     if recipe.rated:
         _refuse_ratings(recipe, records, elsewhere=elsewhere)
         return
-    equal = sum(a == b for a, b in zip(texts, rejected, strict=True))
-    absent = sum(not one for one in rejected) if pairs else 0
-    if equal or absent:
-        what = f"{absent} rows have no rejected answer" if absent else f"{equal} rows have two equal answers"
+    there_N, same_N = differing_pairs(recipe, records)
+    if not (there_N & ~same_N).any():
         raise LichenError(
-            f"{what}, of which nothing can be preferred",
+            "no row has a chosen and a rejected answer that differ, so that nothing can be preferred",
             where="data.columns.rejected",
-            fix="leave these rows out of the file, or name another column",
+            fix="name another column",
         )
 
 

@@ -30,7 +30,7 @@ from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.rows.client_cards import client_cards
 from lichen.recipes.rows.partition import ClientData, first_of, split_clients
 from lichen.recipes.rows.periods import periods_of, up_to
-from lichen.recipes.rows.preferences import goods_of, refuse_preferences, scarce_clients, unread_roles
+from lichen.recipes.rows.preferences import differing_pairs, goods_of, refuse_preferences, scarce_clients, unread_roles
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 
@@ -228,10 +228,13 @@ def is_private(recipe: Recipe) -> bool:
 
 
 def _preferred(recipe: Recipe, gathered: Gathered, *, elsewhere: bool) -> Gathered:
-    """Without rows that nobody rated, or that are rated neither good nor bad."""
+    """Without pairs of which none is better, and rows that nobody rated, or that are rated neither good nor bad."""
     refuse_preferences(recipe, gathered.records, elsewhere=elsewhere)
-    rated = _some_of(gathered.records, goods_of(recipe, gathered.records) >= 0, "rows rated neither good nor bad")
-    left = (*gathered.left, *rated.left)
+    there_N, same_N = differing_pairs(recipe, gathered.records)
+    paired = _some_of(gathered.records, there_N, "rows without a chosen or a rejected answer")
+    differing = _some_of(paired.records, ~same_N[there_N], "rows with two equal answers")
+    rated = _some_of(differing.records, goods_of(recipe, differing.records) >= 0, "rows rated neither good nor bad")
+    left = (*gathered.left, *paired.left, *differing.left, *rated.left)
     scarce = scarce_clients(recipe, rated.records)
     if not scarce:
         return replace(rated, left=left)
