@@ -396,6 +396,9 @@ def test_the_federation_is_held_against_the_stronger_column_of_training_alone(hi
     assert stronger_alone({**joined, "alone": better, "alone_best": worse}, higher) == "alone"
     assert stronger_alone({**joined, "alone_best": worse}, higher) == "alone_best"
     assert stronger_alone({**joined, "alone": [float("nan"), 1.0], "alone_best": worse}, higher) == "alone_best"
+    nobody = [float("nan")]
+    found = stronger_alone({**joined, "alone": nobody + worse, "alone_best": nobody + better}, higher)
+    assert found == "alone_best", "who has no score in either has no say"
     assert stronger_alone(joined, higher) is None
 
 

@@ -351,7 +351,8 @@ def stronger_alone(scores: Mapping[str, Sequence[float]], higher_is_better: bool
     """The column of training alone that the federation is held against: of two, the one with the better mean.
 
     Args:
-        scores: By column, one score a client, those that are reported.
+        scores: By column, one score a client, those that are reported; who has none in either column has
+            no say.
         higher_is_better: What better means.
 
     Returns:
@@ -361,8 +362,10 @@ def stronger_alone(scores: Mapping[str, Sequence[float]], higher_is_better: bool
     'alone_best'
     """
     sign = 1.0 if higher_is_better else -1.0
+    columns = {name: scores[name] for name in ALONE if scores.get(name)}
+    scored = [at for at, some in enumerate(zip(*columns.values(), strict=True)) if not all(map(math.isnan, some))]
     # A column that learned nothing worth a number is not the stronger one.
-    mean = {name: sign * math.fsum(scores[name]) / len(scores[name]) for name in ALONE if scores.get(name)}
+    mean = {name: sign * math.fsum(some[at] for at in scored) / max(len(scored), 1) for name, some in columns.items()}
     return max(mean, key=lambda name: -math.inf if math.isnan(mean[name]) else mean[name], default=None)
 
 

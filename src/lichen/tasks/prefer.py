@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -18,15 +19,13 @@ __all__ = ["PREFER"]
 def _ranked(sums: Mapping[str, Tensor], pairs: str, good: str, bad: str) -> Tensor:
     """How often the better of two answers is above the worse one: of each pair, or of each good row and each bad one.
 
-    A client without a pair, or without good or bad rows, has nothing to rank, and chance's 0.5.
+    Not-a-number of a client without a pair, or without good or bad rows: it has nothing to rank.
     """
     from lichen.models.preference.objective import area
 
     if pairs in sums:
-        share_N = sums[pairs] / sums["pairs"]
-    else:
-        share_N = area(sums[good], sums[bad])
-    return share_N.nan_to_num(0.5)
+        return sums[pairs] / sums["pairs"]
+    return area(sums[good], sums[bad])
 
 
 def _preference_N(sums: Mapping[str, Tensor]) -> Tensor:
@@ -38,7 +37,8 @@ def _likelihood_N(sums: Mapping[str, Tensor]) -> Tensor:
 
 
 def _perplexity_N(sums: Mapping[str, Tensor]) -> Tensor:
-    return (sums["nll"] / sums["tokens"].clamp(min=1)).exp()
+    value_N = (sums["nll"] / sums["tokens"]).exp().nan_to_num(math.inf, posinf=math.inf)
+    return value_N.where(sums["tokens"] > 0, math.nan)
 
 
 SHARES = Bins(low=0.0, high=1.0, count=200)
@@ -48,9 +48,9 @@ PREFER = Task(
     name="prefer",
     summary="a language model learns which answers people prefer",
     metrics=(
-        Metric(name="preference", higher_is_better=True, values=_preference_N, bins=SHARES),
-        Metric(name="likelihood", higher_is_better=True, values=_likelihood_N, bins=SHARES),
-        Metric(name="perplexity", higher_is_better=False, values=_perplexity_N, bins=PERPLEXITY.bins),
+        Metric(name="preference", higher_is_better=True, values=_preference_N, bins=SHARES, of_all=False),
+        Metric(name="likelihood", higher_is_better=True, values=_likelihood_N, bins=SHARES, of_all=False),
+        Metric(name="perplexity", higher_is_better=False, values=_perplexity_N, bins=PERPLEXITY.bins, of_all=False),
     ),
     metric="preference",
     labels=None,

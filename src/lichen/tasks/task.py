@@ -42,12 +42,15 @@ class Metric:
         higher_is_better: Which way is up.
         values: From sums ``(N, ...)`` over each client's test rows to its value, float64 ``(N,)``.
         bins: That values of clients are counted in under masks; None: then their mean alone is known.
+        of_all: Every client with a test row has a value. Else not-a-number says that a client's test rows do not bear
+            one, and it counts in no mean; a model that has diverged must not give it.
     """
 
     name: str
     higher_is_better: bool
     values: Callable[[Mapping[str, Tensor]], Tensor]
     bins: Bins | None = None
+    of_all: bool = True
 
 
 class Describe(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from lichen.core.errors import LichenError
 from lichen.core.seeds import numpy_generator
 from lichen.core.store import ClientStore, load_tree
 from lichen.models.preference.model import PreferenceModel
+from lichen.present.clients import read_clients
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.preference import references
 from lichen.recipes.assemble.preference.references import with_references
@@ -25,6 +27,7 @@ from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.sites.announced import Assignment
 from lichen.recipes.sites.open_site import open_site
+from lichen.tasks.prefer import PREFER
 from support.tiny_llama import WORDS, save_model, say
 
 CLIENTS = 5
@@ -293,6 +296,57 @@ def test_pairs_of_which_none_is_better_are_left_out_and_counted(home: Path, tmp_
     parts = loaded.experiment.clients
     rows = sum(shard.size for part in (parts.train, parts.valid, parts.test) for shard in part)
     assert rows == 20 * CLIENTS - same - absent
+
+
+def test_a_client_with_nothing_to_rank_counts_in_no_mean(home: Path, tmp_path: Path) -> None:
+    def change(rows: list[dict[str, Any]]) -> None:
+        for row in rows[:20]:
+            row.update(liked=True)
+
+    data = spoil(home, tmp_path, "rated", change)
+    compare = {"baselines": ["base", "alone"]}
+    result = lichen.run(made(home, "kto", data=data, compare=compare), out=tmp_path / "run")
+    summary, rows = result.summary, read_clients(result.folder)
+    assert [row["federated"] is None for row in rows] == [True, *[False] * (CLIENTS - 1)]
+    for name in ("base", "alone", "federated"):
+        known = [row[name] for row in rows if row[name] is not None]
+        assert len(known) == CLIENTS - 1
+        assert summary["columns"][name]["mean"] == pytest.approx(sum(known) / len(known))
+        assert summary["extra"][f"{name}.scores"] == f"of {CLIENTS - 1} of {CLIENTS} clients; the others have none"
+    better = [row for row in rows if row["federated"] is not None and row["federated"] > row["alone"]]
+    assert summary["share_gaining"] == pytest.approx(len(better) / (CLIENTS - 1))
+    assert summary["gains"]["federated"]["alone"]["clients"] == CLIENTS - 1
+    low, high = (summary["extra"][f"federated.preference.{end}"] for end in ("low", "high"))
+    assert 0 <= low <= summary["extra"]["federated.preference"] <= high <= 1
+
+
+def test_where_nobody_has_anything_to_rank_there_is_no_number(home: Path, tmp_path: Path) -> None:
+    """Bad rows are one a client, and stay where they are learned."""
+
+    def change(rows: list[dict[str, Any]]) -> None:
+        for at, row in enumerate(rows):
+            row.update(liked=at % 20 > 0)
+
+    data = {**spoil(home, tmp_path, "rated", change), "test": 0.05, "valid": 0.0}
+    summary = lichen.run(made(home, "kto", data=data), out=tmp_path / "run").summary
+    assert summary["columns"]["federated"] is None
+    assert summary["extra"]["federated.preference"] is None
+    assert summary["extra"]["federated.scores"] == f"of 0 of {CLIENTS} clients; the others have none"
+    assert summary["extra"]["federated.perplexity"] > 1
+
+
+def test_scores_say_when_there_is_none_and_when_a_model_has_diverged() -> None:
+    one, none, broken = (torch.tensor([x, y]) for x, y in ((1.0, 0.0), (0.0, 0.0), (math.nan, 0.0)))
+    pairs = {"right": one, "likelier": one, "pairs": one, "nll": broken, "tokens": one}
+    for name in ("preference", "likelihood"):
+        value, absent = PREFER.metric_of(name).values(pairs).tolist()
+        assert (value, math.isnan(absent)) == (1.0, True)
+    worst, absent = PREFER.metric_of("perplexity").values(pairs).tolist()
+    assert (worst, math.isnan(absent)) == (math.inf, True)
+    bad_K, good_K = (torch.nn.functional.one_hot(torch.tensor([k, 3]), 5).double() for k in (1, 2))
+    rated = {"good_K": good_K, "bad_K": bad_K * (one > 0)[:, None], "tokens": none, "nll": none}
+    assert PREFER.metric_of("preference").values(rated)[0] == 1.0
+    assert PREFER.metric_of("preference").values(rated)[1].isnan()
 
 
 @pytest.mark.parametrize(

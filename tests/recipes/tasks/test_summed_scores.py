@@ -95,6 +95,13 @@ def test_sums_that_are_nobodys_scores_are_seen(name: str, place: Any, more: floa
     assert read_scores(RECIPE, found, clients=len(RIGHT) + 1) is None
 
 
+def test_where_no_client_has_a_score_there_is_no_mean_and_nobody_has_lied() -> None:
+    found = {name: x * 0 for name, x in sums().items()}
+    scores = read_scores(RECIPE, found, clients=len(RIGHT) + 1)
+    assert scores is not None
+    assert (scores.scored, math.isnan(scores.mean), scores.worst_decile) == (0, True, None)
+
+
 def test_fewer_than_ten_clients_are_not_counted_in_bins() -> None:
     found = sums()
     found[SCORED][0], found[SCORE][0] = 9.0, 4.5

@@ -156,7 +156,8 @@ def _scores(card: Card) -> str:
     lines.append("\nThis is the row `federated`; the others are what it was held against.")
     share, joules = summary.get("share_gaining"), summary.get("energy_joules")
     if share is not None:
-        clients, over = summary["clients"], summary["gaining_over"]
+        over = summary["gaining_over"]
+        clients = summary["gains"].get("federated", {}).get(over, {}).get("clients", summary["clients"])
         lines.append(f"{round(share * clients)} of {clients} clients score better than in `{over}`; the others do not.")
     lines += _safety(summary)
     if joules:

@@ -55,7 +55,7 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.columns import adapt
 from lichen.recipes.tasks.coverage import trained
 from lichen.recipes.tasks.learning import EventObserver
-from lichen.recipes.tasks.outcome import TaskResult, baseline, gained, over_all_rows, tested
+from lichen.recipes.tasks.outcome import TaskResult, baseline, gained, not_scored, over_all_rows, tested
 from lichen.recipes.tasks.personal_columns import personal_numbers
 from lichen.recipes.tasks.repair import safety
 from lichen.recipes.tasks.training_flops import compute_of
@@ -91,7 +91,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
     if recipe.audit is not None:
         extra["canaries"] = recipe.audit.canaries
     if recipe.prefers:
-        extra |= preference_numbers(recipe, columns)
+        extra |= preference_numbers(recipe, columns) | not_scored(columns, len(loaded.clients_data))
     if recipe.writes:
         if "base" in columns and not recipe.prefers:
             columns["base"], forms = _best_form(loaded, folder, columns["base"], say)

@@ -88,7 +88,7 @@ def over_all_rows(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str, fl
 
 
 def not_scored(columns: Mapping[str, Column], clients: int) -> dict[str, float | str | None]:
-    """Where nobody's own scores are known: the columns that not all clients are in, or whose sums are no scores.
+    """The columns that not all clients are in, since some have no score, or whose sums are no scores.
 
     Args:
         columns: By name.
@@ -100,6 +100,8 @@ def not_scored(columns: Mapping[str, Column], clients: int) -> dict[str, float |
             out[f"{name}.scores"] = (
                 f"of {column.summed.scored} of {clients} clients; the others have none, or were gone"
             )
+        elif none := int(column.value_N.isnan().sum()):
+            out[f"{name}.scores"] = f"of {clients - none} of {clients} clients; the others have none"
         elif column.summed is None and column.metrics and not len(column.value_N):
             out[f"{name}.scores"] = "left out: they do not add up, so that a client has lied"
     return out

@@ -7,6 +7,7 @@ numbers of steps it takes the one that is best on its validation rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -143,5 +144,6 @@ def personal_numbers(recipe: Recipe, columns: Mapping[str, Column]) -> dict[str,
     for name in ("federated", NAME):
         sums = columns[name].others if name in columns else None
         if sums is not None:
-            found[f"others.{name}"] = float(values_N(recipe, sums).nanmean())
+            value = float(values_N(recipe, sums).nanmean())
+            found[f"others.{name}"] = None if math.isnan(value) else value
     return found

@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ class Replay:
     """A model that was computed again.
 
     Attributes:
-        scores: The recipe's metric of every client on its test rows, by name; those left out among them.
+        scores: The recipe's metric of every client on its test rows, by name; those left out among them;
+            not-a-number of who has none.
         shared: The model's tensors of the best round.
         best_round: That round.
     """
@@ -57,8 +59,9 @@ class Replay:
 
     @property
     def mean(self) -> float:
-        """The mean score of all clients."""
-        return sum(self.scores.values()) / len(self.scores)
+        """The mean score of all clients that have one; not-a-number where nobody has."""
+        known = [score for score in self.scores.values() if not math.isnan(score)]
+        return sum(known) / len(known) if known else math.nan
 
 
 def replay(folder: Path | str, *, without: Sequence[str] = ()) -> Replay:

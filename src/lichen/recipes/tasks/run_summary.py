@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from lichen.core.contracts.algorithm import Report
@@ -22,19 +23,23 @@ from lichen.recipes.assemble.sides.stated_privacy import spent
 from lichen.recipes.schema.read import recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.outcome import TaskResult
+from lichen.tasks.task import Metric
 
 __all__ = ["summarise", "who_gained"]
 
 
-def _score(column: Column | None, higher: bool, common: bool) -> dict[str, Any] | None:
+def _score(column: Column | None, metric: Metric, common: bool) -> dict[str, Any] | None:
+    """Over the clients that have a score; None where nobody has."""
     if column is not None and column.summed is not None:
-        return {"mean": column.summed.mean, "worst_decile": column.summed.worst_decile}
-    if column is None or not len(column.value_N):
+        known = column.summed.scored
+        return {"mean": column.summed.mean, "worst_decile": column.summed.worst_decile} if known else None
+    values = [] if column is None else [x for x in column.value_N.tolist() if metric.of_all or not math.isnan(x)]
+    if not values:
         return None
-    values = column.value_N.tolist()
     # One model on one test set gives everybody the same score, and a tenth of them none of its own.
     same = common and len(set(values)) == 1
-    return {"mean": sum(values) / len(values), "worst_decile": None if same else worst_decile(values, higher)}
+    worst = None if same else worst_decile(values, metric.higher_is_better)
+    return {"mean": sum(values) / len(values), "worst_decile": worst}
 
 
 def who_gained(result: TaskResult, higher: bool) -> list[dict[str, Any]]:
@@ -50,7 +55,8 @@ def summarise(
     fixed = ("base", "alone", "federated", "pooled")
     scores = {name: column.value_N.tolist() for name, column in result.columns.items()}
     against = stronger_alone(scores, higher)
-    gaining = None if against is None else share_gaining(scores[against], scores["federated"], higher)
+    gaining = None if against is None else _share_gaining(scores[against], scores["federated"], higher)
+    score = partial(_score, metric=metric, common=result.common_test)
     lr = result.columns["federated"].lr
     grid = lr_name(lr) if lr is not None else None
     events = list(read_trace(folder.path))
@@ -63,10 +69,8 @@ def summarise(
         "task": recipe.task,
         "metric": metric.name,
         "higher_is_better": higher,
-        "columns": {name: _score(result.columns.get(name), higher, result.common_test) for name in fixed},
-        "extra_columns": {
-            n: _score(c, higher, result.common_test) for n, c in result.columns.items() if n not in fixed
-        },
+        "columns": {name: score(result.columns.get(name)) for name in fixed},
+        "extra_columns": {name: score(column) for name, column in result.columns.items() if name not in fixed},
         "share_gaining": gaining,
         "gaining_over": against,
         "gains": gains_of(scores, [one.get("train") for one in result.counts], higher_is_better=higher),
@@ -92,6 +96,12 @@ def summarise(
         "extra": {**chosen, **_some_failed(rates), **result.extra, **_valuing(rounds), **_reached(recipe, rounds)},
     }
     return check_summary(summary)
+
+
+def _share_gaining(alone: Sequence[float], federated: Sequence[float], higher: bool) -> float | None:
+    """Of the clients that have a score; None where nobody has."""
+    both = [pair for pair in zip(alone, federated, strict=True) if not all(map(math.isnan, pair))]
+    return share_gaining(*zip(*both, strict=True), higher_is_better=higher) if both else None
 
 
 def _masks(recipe: Recipe, result: TaskResult) -> dict[str, Any] | None:

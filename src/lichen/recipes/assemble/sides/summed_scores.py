@@ -5,6 +5,7 @@ Legend: N clients.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
@@ -40,7 +41,7 @@ class SummedScores:
 
     Attributes:
         scored: Clients that have a score and told it.
-        mean: Over them.
+        mean: Over them; not-a-number where there are none.
         worst_decile: Mean of the worst tenth, right to half a bin; None where nothing was counted in bins.
         deciles: The nine scores that part the clients into tenths, as right; empty as above.
     """
@@ -70,12 +71,15 @@ def read_scores(recipe: Recipe, sums: Mapping[str, Tensor], clients: int) -> Sum
         clients: N.
 
     Returns:
-        None where nobody has a score, or numbers do not add up, so that a client has lied.
+        None where numbers do not add up, so that a client has lied.
     """
     metric, bins = task_of(recipe.task).metric_of(recipe.compare.metric), _bins(recipe, clients)
     scored = float(sums[SCORED][0])
-    if not 0 < scored <= clients or not scored.is_integer():
+    if not 0 <= scored <= clients or not scored.is_integer():
         return None
+    if not scored:
+        adds_up = not any(bool(sums[name].any()) for name in (SCORE, BINS) if name in sums)
+        return SummedScores(scored=0, mean=math.nan) if adds_up else None
     mean = float(sums[SCORE][0]) / scored
     if bins is None:
         return SummedScores(scored=int(scored), mean=mean)
