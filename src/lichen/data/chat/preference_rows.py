@@ -136,6 +136,6 @@ def rating_of(value: Any, column: str, where: str) -> float | None:
         raise LichenError(
             f"column {clipped(column, 60)!r} holds {clipped(words, 40)!r}, which is no rating",
             where=where,
-            fix="write a number, or true and false, or name another column in data.columns.rating",
+            fix="write a number, true and false or yes and no, or name another column in data.columns.rating",
         )
     return number

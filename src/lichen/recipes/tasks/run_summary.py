@@ -101,7 +101,7 @@ def summarise(
 def _share_gaining(alone: Sequence[float], federated: Sequence[float], higher: bool) -> float | None:
     """Of the clients that have a score; None where nobody has."""
     both = [pair for pair in zip(alone, federated, strict=True) if not all(map(math.isnan, pair))]
-    return share_gaining(*zip(*both, strict=True), higher_is_better=higher) if both else None
+    return share_gaining([a for a, _ in both], [f for _, f in both], higher) if both else None
 
 
 def _masks(recipe: Recipe, result: TaskResult) -> dict[str, Any] | None:
