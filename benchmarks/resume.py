@@ -3,7 +3,8 @@
 A recipe is run once without interruption. Then, again and again, it is started in a process of its
 own, killed (SIGKILL) at a random moment drawn from a seed, resumed with ``lichen run --resume``, and
 compared: the adapter or model, every checkpoint, every client's private state, every score, and the
-trace and the summary except for the seconds and the memory in them.
+trace and the summary except for the seconds and the memory in them. Of a recipe with stages that is so of every stage,
+of the whole models between them, and of their table.
 
 Run it: ``python benchmarks/resume.py digits --kills 10``, with ``-s key=value`` for the recipe's keys.
 """
@@ -25,6 +26,7 @@ from typing import Any
 from lichen.core.files.record import RECORD, chain
 from lichen.core.seeds import numpy_generator
 from lichen.recipes.artifacts.verify import MANIFEST
+from lichen.recipes.stages.folder import staged_of
 
 MEASURED = ("seconds", "peak_memory_bytes", "energy_joules")
 """Keys of trace and summary that differ from run to run."""
@@ -37,7 +39,7 @@ class Kill:
     Attributes:
         after: Seconds from the run's first file, or first round, to the kill.
         hit: Whether the run was still going.
-        rounds: Rounds in the trace at the kill.
+        rounds: Rounds in the trace at the kill; with stages, in all of their traces.
         differing: Files whose bytes differ from the uninterrupted run's, or that only one of them has.
     """
 
@@ -48,7 +50,20 @@ class Kill:
 
 
 def result_bytes(folder: Path) -> dict[str, bytes]:
-    """What a run must repeat, by file."""
+    """What a run must repeat, by file; of a folder of stages, what each of them must, and their table."""
+    staged = staged_of(folder)
+    if staged is None:
+        return _run_bytes(folder)
+    found = {}
+    for stage in staged.stages:
+        for name, content in _run_bytes(folder / stage.folder).items():
+            found[f"{stage.folder}/{name}"] = content
+    rows = json.loads((folder / "stages.json").read_text())
+    found["stages.json"] = json.dumps([_lasting(row) for row in rows], sort_keys=True).encode()
+    return found
+
+
+def _run_bytes(folder: Path) -> dict[str, bytes]:
     found = {}
     for file in sorted(folder.rglob("*")):
         name = str(file.relative_to(folder))
@@ -122,15 +137,22 @@ def kill_and_resume(
     time.sleep(max(0.0, _begun(process, folder / since) + after - time.monotonic()))
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    trace = folder / "trace.jsonl"
-    rounds = trace.read_bytes().count(b"\n") if trace.exists() else 0
+    rounds = sum(trace.read_bytes().count(b"\n") for trace in folder.rglob("trace.jsonl"))
     go_on(folder)
     got = result_bytes(folder)
     differing = sorted(name for name in wanted.keys() | got.keys() if wanted.get(name) != got.get(name))
     return Kill(after=after, hit=process.returncode == -signal.SIGKILL, rounds=rounds, differing=tuple(differing))
 
 
-def kills(recipe: str, folder: Path, *, count: int, seed: int, settings: Sequence[str] = ()) -> list[Kill]:
+def kills(
+    recipe: str,
+    folder: Path,
+    *,
+    count: int,
+    seed: int,
+    settings: Sequence[str] = (),
+    show: Callable[[Kill], None] = lambda _: None,
+) -> list[Kill]:
     """One uninterrupted run, then killed ones until ``count`` of them were hit while they ran.
 
     Moments are drawn up to the length of the run; one that comes too late (a machine's pace changes)
@@ -142,9 +164,15 @@ def kills(recipe: str, folder: Path, *, count: int, seed: int, settings: Sequenc
         after = float(generator.uniform(0, horizon))
         home = folder / f"killed-{len(done)}"
         done.append(kill_and_resume(recipe, home, wanted, after=after, settings=settings))
+        show(done[-1])
         if not done[-1].hit:
             horizon = 0.75 * after
     return done
+
+
+def _print_row(kill: Kill) -> None:
+    equal = "yes" if not kill.differing else f"no: {', '.join(kill.differing[:3])}"
+    print(f"| {kill.after:.2f} | {'yes' if kill.hit else 'no'} | {kill.rounds} | {equal} |", flush=True)
 
 
 def main() -> None:
@@ -155,13 +183,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("-s", "--set", action="append", default=[], metavar="KEY=VALUE", help="for the recipe")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="lichen-resume-") as folder:
-        done = kills(given.recipe, Path(folder), count=given.kills, seed=given.seed, settings=given.set)
     print("| kill after (s) | still running | rounds on disk | bytes equal |")
-    print("|---:|---|---:|---|")
-    for kill in done:
-        equal = "yes" if not kill.differing else f"no: {', '.join(kill.differing[:3])}"
-        print(f"| {kill.after:.2f} | {'yes' if kill.hit else 'no'} | {kill.rounds} | {equal} |")
+    print("|---:|---|---:|---|", flush=True)
+    with tempfile.TemporaryDirectory(prefix="lichen-resume-") as folder:
+        done = kills(
+            given.recipe, Path(folder), count=given.kills, seed=given.seed, settings=given.set, show=_print_row
+        )
     hit = [kill for kill in done if kill.hit]
     print(f"{sum(not kill.differing for kill in hit)} of {len(hit)} killed and resumed runs equal")
 

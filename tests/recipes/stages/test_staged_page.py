@@ -53,6 +53,8 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "no real change": ([CHAT, {"name": "again", "federation.rounds": 2}], "stages.again", "changes nothing"),
     "unknown key": ([{"name": "chat", "federation.round": 3}], "stages.chat: federation.round", "unknown"),
     "wrong type": ([{"name": "chat", "federation.rounds": "many"}], "stages.chat: federation.rounds", "must be"),
+    "stages in a stage": ([FULL, {**CHAT, "stages": []}], "stages.chat", "of the whole recipe"),
+    "a question of its own": ([FULL, {**CHAT, "question": "Why?"}], "stages.chat", "of the whole recipe"),
     "idle": ([{**FULL, "model.adapter.rank": 3}, CHAT], "stages.whole: model.adapter.rank", "has none"),
     "another model": ([FULL, {**CHAT, "model.name": "other"}], "stages.chat: model.name", "says otherwise"),
     "another start": (
@@ -130,8 +132,19 @@ def test_later_words_win_and_what_was_read_can_be_written() -> None:
     for one, other in zip(found.stages, back.stages, strict=True):
         assert different_keys(one.recipe, other.recipe) == []
         assert (one.name, one.begins, one.folder) == (other.name, other.begins, other.folder)
-    with pytest.raises(LichenError, match="names no stage"):
-        staged(page, "stages.other.federation.rounds=1")
+    for word, what in {
+        "stages.other.federation.rounds=1": "names no stage",
+        "stages=3": "names no stage",
+        "stages.chat=3": "names no key of that stage",
+        "stages.chat.=3": "names no key of that stage",
+        "stages.chat.name=other": "name is of the whole recipe",
+        "stages.chat.question=Why?": "question is of the whole recipe",
+        "stages.chat.stages=[]": "stages is of the whole recipe",
+    }.items():
+        with pytest.raises(LichenError, match=what) as caught:
+            staged(page, word)
+        assert caught.value.where == f"-s {word}"
+        assert caught.value.fix
     with pytest.raises(LichenError, match="says otherwise"):
         staged(page, "stages.chat.model.name=other")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import resume
 import torch
 
 import lichen
@@ -163,6 +164,26 @@ def test_a_first_stage_that_fails_leaves_no_folder(home: Path, tmp_path: Path) -
     with pytest.raises(LichenError, match=r"nowhere\.jsonl"):
         lichen.run(page, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_later_stage_that_fails_says_its_name(home: Path, tmp_path: Path) -> None:
+    page = staged_page(home)
+    page["stages"] = [page["stages"][0], {"name": "rated", "task": "prefer", "prefer": {"kind": "kto"}}]
+    with pytest.raises(LichenError, match="no row has a rating") as caught:
+        lichen.run(page, out=tmp_path / "run")
+    assert caught.value.where == "stages.rated: data.columns.rating"
+    assert (tmp_path / "run" / FOLDERS[0] / "summary.json").is_file()
+
+
+def test_what_a_resumed_run_must_repeat_is_of_every_stage(home: Path, whole: lichen.Result) -> None:
+    found = resume.result_bytes(home / "whole")
+    one = resume.result_bytes(home / "whole" / FOLDERS[1])
+    assert {name.partition("/")[0] for name in found} == {*FOLDERS, "stages.json"}
+    assert (
+        one.items() == {name.partition("/")[2]: x for name, x in found.items() if name.startswith(FOLDERS[1])}.items()
+    )
+    assert f"{FOLDERS[0]}/merged/model.safetensors" in found
+    assert b"seconds" not in found["stages.json"]
 
 
 def test_the_folder_means_its_last_stage(

@@ -11,7 +11,7 @@ its adapter from the stage before (:mod:`lichen.recipes.stages.fits`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -152,8 +152,9 @@ def _staged(values: dict[str, Any], overrides: Sequence[str], folder: Path | Non
     around, items = {**values}, values["stages"]
     del around["stages"]
     names = _names(items)
-    for_all = [text for text in overrides if not text.startswith("stages.")]
-    for_one = [_addressed(text, names) for text in overrides if text.startswith("stages.")]
+    to_stage = [text.partition("=")[0].strip().partition(".")[0] == "stages" for text in overrides]
+    for_all = [text for text, one in zip(overrides, to_stage, strict=True) if not one]
+    for_one = [_addressed(text, names) for text, one in zip(overrides, to_stage, strict=True) if one]
     page = copy.deepcopy(around)
     for text in for_all:
         notes += override(page, text)
@@ -203,7 +204,11 @@ def _names(items: Any) -> list[str]:
     for position, item in enumerate(items):
         where = f"stages[{position}]"
         if not isinstance(item, Mapping):
-            raise LichenError("must hold a name and the keys that it changes", where=where, fix="see the guide")
+            raise LichenError(
+                "must hold a name and the keys that it changes",
+                where=where,
+                fix="for example {name: chat, data.form: transcript}",
+            )
         if item.get("name") is None:
             raise LichenError("has no name", where=where, fix="give it one, such as name: chat; it names its folder")
         check_name(item["name"], f"{where}.name")
@@ -211,17 +216,48 @@ def _names(items: Any) -> list[str]:
             raise LichenError(
                 f"two stages are called {item['name']!r}", where=f"{where}.name", fix="give one another name"
             )
+        for key in _WHOLE:
+            _refuse_of_all(key, {str(one).partition(".")[0] for one in item}, f"stages.{item['name']}")
         names.append(item["name"])
     return names
 
 
+_WHOLE = ("stages", "question")
+"""What a stage has none of."""
+
+
+def _refuse_of_all(key: str, given: Collection[str], where: str) -> None:
+    """Refuse a key of the whole recipe in a stage.
+
+    Raises:
+        LichenError: if it is there.
+    """
+    if key in given:
+        raise LichenError(f"{key} is of the whole recipe, and no stage has its own", where=where, fix="remove it there")
+
+
 def _addressed(text: str, names: Sequence[str]) -> tuple[str, str]:
-    """``(stage, key=value)`` of ``stages.NAME.key=value``."""
-    rest = text.removeprefix("stages.")
+    """``(stage, key=value)`` of ``stages.NAME.key=value``.
+
+    Raises:
+        LichenError: if it names no stage, or none of the keys that a stage has.
+    """
+    rest = text.strip().removeprefix("stages").removeprefix(".")
     mine = max((name for name in names if rest.startswith(f"{name}.")), key=len, default=None)
     if mine is None:
-        raise LichenError("names no stage", where=f"-s {text}", fix=f"the stages are: {', '.join(names)}")
-    return mine, rest.removeprefix(f"{mine}.")
+        known = any(rest.partition("=")[0].strip() == name for name in names)
+        what = "names no key of that stage" if known else "names no stage"
+        fix = f"write it like -s stages.{names[-1]}.optimizer.lr=1e-3; the stages are: {', '.join(names)}"
+        raise LichenError(what, where=f"-s {text}", fix=fix)
+    rest = rest.removeprefix(f"{mine}.")
+    key = rest.partition("=")[0].strip()
+    for one in ("name", *_WHOLE):
+        _refuse_of_all(one, (key.partition(".")[0],), f"-s {text}")
+    if not key:
+        raise LichenError(
+            "names no key of that stage", where=f"-s {text}", fix=f"write it like -s stages.{mine}.seed=1"
+        )
+    return mine, rest
 
 
 def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -101,10 +101,14 @@ def _run(staged: Staged, out: Path, one: RunOne, merge: Callable[[Path], Path], 
             stage.begins, f"the adapter of {before.name}"
         )
         say(f"stage {position + 1} of {count}, {stage.name}: begins with {takes}")
-        if stage.begins == "base" and not (out / before.folder / MERGED).is_dir():
-            merge(out / before.folder)
-        gc.collect()  # the model of the stage before
-        one(recipe, out=folder, resume=there)
+        try:
+            if stage.begins == "base" and not (out / before.folder / MERGED).is_dir():
+                merge(out / before.folder)
+            gc.collect()  # the model of the stage before
+            one(recipe, out=folder, resume=there)
+        except LichenError as error:
+            where = f"stages.{stage.name}: {error.where}" if error.where else f"stages.{stage.name}"
+            raise LichenError(error.what, where=where, fix=error.fix, reason=error.reason) from None
         rows = rows_of(staged, out)
         write_atomic(out / "stages.json", (json.dumps(rows, indent=2, allow_nan=False) + "\n").encode())
         write_atomic(out / "stages.md", stages_markdown(staged.name, staged.question, rows).encode())
