@@ -20,8 +20,10 @@ from lichen.recipes.artifacts.use import open_models
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.rebase.gate import Answer, judge
+from lichen.recipes.rebase.moved import moved_recipe
 from lichen.recipes.rebase.run import rebase
 from lichen.recipes.schema.read import read_recipe
+from lichen.recipes.schema.yaml import dump_yaml
 from support.staged import save_staged, staged_page
 from support.tiny_llama import WORDS, save_model
 
@@ -147,8 +149,8 @@ def test_a_base_of_other_words_learns_what_the_old_model_answers(
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "other words": ({"model": "wordy"}, "--model", "another vocabulary"),
     "other shapes": ({"model": "wider"}, "--model", "another shape"),
-    "no such model": ({"model": "nothing-there"}, "model.name", "no such model folder"),
-    "no such model, anew": ({"model": "nothing-there", "how": "restart"}, "model.name", "no such model folder"),
+    "no such model": ({"model": "nothing-there"}, "--model", "no such model folder"),
+    "no such model, anew": ({"model": "nothing-there", "how": "restart"}, "--model", "no such model folder"),
     "no questions": ({"how": "distil"}, "--prompts", "0 questions"),
     "no such questions": ({"how": "distil", "prompts": Path("nowhere.jsonl")}, "--prompts", "no such file"),
     "questions for nothing": ({"prompts": Path("ask.jsonl")}, "--prompts", "asks nothing"),
@@ -187,6 +189,38 @@ def test_runs_without_such_an_adapter_are_refused(home: Path, tmp_path: Path) ->
     with pytest.raises(LichenError, match="leaves a part of each adapter"):
         rebase(part.folder, str(home / "newer"), out=tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_nothing_is_written_into_the_old_run(home: Path) -> None:
+    before = bytes_in(home / "old")
+    for out in (home / "old", home / "old" / "new", home / "newer" / ".." / "old" / "deep" / "new"):
+        with pytest.raises(LichenError, match="lies in the old run") as caught:
+            rebase(home / "old", str(home / "newer"), out=out, rounds=1)
+        assert caught.value.where == f"--out {out}"
+    assert bytes_in(home / "old") == before
+    with pytest.raises(LichenError, match="is a file"):
+        rebase(home / "rows.jsonl", str(home / "newer"))
+
+
+def test_a_stream_names_the_folders_of_its_periods(home: Path, tmp_path: Path) -> None:
+    page = staged_page(home, stream={"by": "month"})
+    del page["stages"]
+    page["data"] = {**page["data"], "columns": {**page["data"]["columns"], "time": "when"}}
+    (tmp_path / "old" / "periods" / "2018-05").mkdir(parents=True)
+    (tmp_path / "old" / "recipe.yaml").write_text(dump_yaml(page), encoding="utf-8")
+    with pytest.raises(LichenError, match="is a stream of periods") as caught:
+        rebase(tmp_path / "old", str(home / "newer"), out=tmp_path / "new")
+    assert caught.value.fix.endswith(str(tmp_path / "old" / "periods" / "2018-05"))
+
+
+def test_what_learned_preferences_is_not_distilled(home: Path, tmp_path: Path) -> None:
+    page = staged_page(home, task="prefer", prefer={"kind": "spin"})
+    del page["stages"]
+    with pytest.raises(LichenError, match="better and worse answers") as caught:
+        moved_recipe(
+            read_recipe(page), "newer", "distil", rounds=1, source=tmp_path, answers=tmp_path / "answers.jsonl"
+        )
+    assert caught.value.where == "--how distil"
 
 
 OLD = Answer(mean=2.0, worst_decile=3.0, general=4.0, value_N=(1.0, 2.0, 3.0, math.nan))

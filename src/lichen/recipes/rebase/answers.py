@@ -44,7 +44,8 @@ def questions(public: Sequence[Record], file: Path | None) -> tuple[str, ...]:
         try:
             rows = load_records(str(file), columns={"text": ("prompt",)}, empty="keep")
         except LichenError as error:
-            raise LichenError(error.what, where=f"--prompts: {error.where}", fix=error.fix) from None
+            where = f"--prompts {file}" if error.where.startswith("data.") else f"--prompts: {error.where}"
+            raise LichenError(error.what, where=where, fix=error.fix) from None
         records = [replace(row, prompt=row.text) for row in rows]
     found = tuple(dict.fromkeys(prompt for record in records if (prompt := prompt_of(record))))
     if len(found) < LEAST:

@@ -55,7 +55,18 @@ def moved_recipe(recipe: Recipe, model: str, how: How, *, rounds: int | None, so
     if how != "distil":
         return read_recipe(values)
     first = {**values, "data": _answered(recipe, answers), "compare": {"baselines": []}}
-    for key in ("teacher", "synthetic", "semi", "privacy", "attack", "value", "personal", "fingerprint", "audit"):
+    for key in (
+        "teacher",
+        "synthetic",
+        "semi",
+        "privacy",
+        "attack",
+        "value",
+        "personal",
+        "fingerprint",
+        "audit",
+        "stream",
+    ):
         first.pop(key, None)
     optimizer = {key: value for key, value in values.get("optimizer", {}).items() if key in ("name", "lr")}
     first |= {"optimizer": optimizer, "federation": {"rounds": 4, "local_epochs": 1, "batch_size": 4}}
@@ -83,6 +94,12 @@ def _refuse(recipe: Recipe, how: How, source: Path) -> None:
     if recipe.aggregation.local_params and not recipe.model.adapter.facts.whole and how == "as-is":
         what = "leaves a part of each adapter with its client, and gives none that is whole"
         raise LichenError(what, where="federation.aggregate", fix="use --how restart")
+    if how == "distil" and recipe.prefers:
+        raise LichenError(
+            "learned from better and worse answers, and the old model writes one answer to a question",
+            where="--how distil",
+            fix="use as-is or restart",
+        )
     if how == "distil" and (not recipe.writes or recipe.data.form in ("plain", "stream")):
         raise LichenError(
             "writes no answers to questions, from which another base could learn",
@@ -113,7 +130,11 @@ def require_fit(recipe: Recipe, old: Any, old_tokenizer: Any, classes: int, *, s
     Raises:
         LichenError: if it cannot be loaded, or vocabulary or shapes differ.
     """
-    new, tokenizer = foundation_of(recipe, resolve_model(str(recipe.model.name)), classes)
+    try:
+        new, tokenizer = foundation_of(recipe, resolve_model(str(recipe.model.name)), classes)
+    except LichenError as error:
+        where = f"--model {recipe.model.name}" if error.where == "model.name" else error.where
+        raise LichenError(error.what, where=where, fix=error.fix) from None
     if not same:
         return
     fix = "use --how distil or --how restart"

@@ -115,8 +115,16 @@ def rebase(
         raise LichenError(f"{rounds} rounds train nobody", where="--rounds", fix="use 1 or more")
     if prompts is not None and how != "distil":
         raise LichenError(f"{how} asks nothing", where="--prompts", fix="leave it out, or use --how distil")
+    if (old / "recipe.yaml").is_file() and recipe_of(old).streams:
+        what, inside = "is a stream of periods, each of which is a run of its own", old / "periods"
+        names = sorted(one.name for one in inside.iterdir()) if inside.is_dir() else []
+        raise LichenError(what, where=str(old), fix=f"name the folder of one: {inside / (names or ['PERIOD'])[-1]}")
     recipe, bare, joined, tokenizer = open_models(old)
     new = Path(out) if out is not None else _default_folder(Path(folder))
+    if {Path(folder).resolve(), old.resolve()} & {new.resolve(), *new.resolve().parents}:
+        raise LichenError(
+            "lies in the old run, which is only read", where=f"--out {new}", fix="choose a folder beside it"
+        )
     planned = moved_recipe(recipe, model, how, rounds=rounds, source=old, answers=new / ANSWERS)
     first = planned.stages[0].recipe if isinstance(planned, Staged) else planned
     require_fit(first, bare, tokenizer, len(class_names(old)), same=how == "as-is")

@@ -34,9 +34,11 @@ def last_stage(folder: Path | str) -> Path:
     """The run that a folder means: the last stage where there are several, else itself.
 
     Raises:
-        LichenError: if that stage is not finished.
+        LichenError: if it is a file, or that stage is not finished.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise LichenError("is a file", where=str(folder), fix="name the folder of a run")
     staged = staged_of(folder)
     if staged is None:
         return folder
