@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,11 +159,12 @@ def kills(
     Moments are drawn up to the length of the run; one that comes too late (a machine's pace changes)
     is kept in the list, and the next are drawn up to three quarters of it.
     """
-    wanted, horizon = uninterrupted(recipe, folder / "whole", settings=settings)
+    home = folder / "run"  # of all of them, since a stage's recipe and adapter name the folder of the one before
+    wanted, horizon = uninterrupted(recipe, home, settings=settings)
     generator, done = numpy_generator(seed, "kills"), []
     while sum(kill.hit for kill in done) < count and len(done) < 4 * count:
         after = float(generator.uniform(0, horizon))
-        home = folder / f"killed-{len(done)}"
+        shutil.rmtree(home)
         done.append(kill_and_resume(recipe, home, wanted, after=after, settings=settings))
         show(done[-1])
         if not done[-1].hit:
