@@ -46,6 +46,11 @@ def test_periods_have_names_and_begin_where_all_data_have_them_begin() -> None:
     assert [one.name for one in cut(days, Length(1, "day"))[0]] == ["2018-05-03", "2018-05-04"]
 
 
+def test_a_period_of_days_may_end_after_the_calendar_does() -> None:
+    assert [one.name for one in cut(["2018-05-03"], Length(9_999_999, "day"))[0]] == ["0001-01-01-to-9999-12-31"]
+    assert cut(["9999-12-31"], Length(7, "day"))[0][0].name == "9999-12-26-to-9999-12-31"
+
+
 def test_rows_come_in_the_order_of_their_dates_and_the_rest_waits() -> None:
     found, waiting = cut(["3", "1", "2", "5", "4"], Length(2, "row"))
     assert [(one.name, one.rows.tolist()) for one in found] == [

@@ -97,5 +97,5 @@ def _name(number: int, length: Length) -> str:
     if length.unit == "month":
         one, other = (f"{month // 12:04d}-{month % 12 + 1:02d}" for month in (first, last))
     else:
-        one, other = (date.fromordinal(max(day, 1)).isoformat() for day in (first, last))
+        one, other = (date.fromordinal(min(max(day, 1), date.max.toordinal())).isoformat() for day in (first, last))
     return one if first == last else f"{one}-to-{other}"
