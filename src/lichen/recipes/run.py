@@ -44,6 +44,7 @@ from lichen.recipes.artifacts.moved_inputs import move
 from lichen.recipes.artifacts.record import end_record, seal_run
 from lichen.recipes.artifacts.use import Talker, export, talk
 from lichen.recipes.artifacts.verify import PAYOUT
+from lichen.recipes.assemble.bases.in_force import with_base_in_force
 from lichen.recipes.assemble.run_folder import LOCK, RunFolder
 from lichen.recipes.launch import launch, require_processes, telling
 from lichen.recipes.schema.read import new_folder, recipe_of, recipe_sha256, write_recipe
@@ -320,7 +321,7 @@ def _go(
     for failure in summary["failures"]:
         say(f"NOTHING LEARNED: {failure}")
     folder.write_json("summary.json", summary)
-    write_adapter_card(path, recipe)
+    write_adapter_card(path, with_base_in_force(recipe, path))
     curves_png(path)
     higher = summary["higher_is_better"]
     rows = who_gained(result, higher)

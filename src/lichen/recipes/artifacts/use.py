@@ -37,6 +37,7 @@ from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.model_card import write_card
 from lichen.recipes.artifacts.own_model import own_model
 from lichen.recipes.artifacts.sampling import Sampling, ask_ids, end_ids, generate_text
+from lichen.recipes.assemble.bases.in_force import with_base_in_force
 from lichen.recipes.assemble.chat_template import put_template
 from lichen.recipes.assemble.class_names import class_names
 from lichen.recipes.assemble.model import SCRATCH, described_base, foundation_of, make_student, scratch_folder, spec_of
@@ -69,7 +70,7 @@ def _finished(folder: Path) -> tuple[Recipe, Tree]:
     read_summary(folder)  # says so where the run is not finished
     _check(folder)
     tree, _ = load_tree(folder / "state" / "final.safetensors")
-    return recipe_of(folder), tree
+    return with_base_in_force(recipe_of(folder), folder), tree
 
 
 def _check(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Makes the recipe of a run on another base, and refuses a base that the adapter does not fit."""
+"""Makes the recipe of a run on another base."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lichen.core.errors import LichenError
-from lichen.data.sources.catalog import resolve_model
-from lichen.recipes.assemble.model import foundation_of
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.stages.read import Staged, read_page
 from lichen.tasks.registry import task_of
 
-__all__ = ["How", "moved_recipe", "require_fit"]
+__all__ = ["How", "moved_recipe"]
 
 How = Literal["as-is", "distil", "restart"]
 
@@ -115,41 +113,3 @@ def _answered(recipe: Recipe, answers: Path) -> dict[str, Any]:
     own["form"] = "chat" if recipe.data.form == "messages" else recipe.data.form
     columns = {"client": "client", "prompt": "prompt", "completion": "completion"}
     return {**own, "name": str(answers.absolute()), "columns": columns, "valid": 0.1, "test": 0.1}
-
-
-def require_fit(recipe: Recipe, old: Any, old_tokenizer: Any, classes: int, *, same: bool) -> None:
-    """Refuse a base that cannot be loaded, or on which an adapter of the old one would mean something else.
-
-    Args:
-        recipe: Names the new base.
-        old: The old base.
-        old_tokenizer: Its tokenizer.
-        classes: Of the task; 0 for a language model.
-        same: It must have the vocabulary and the shapes of the old one.
-
-    Raises:
-        LichenError: if it cannot be loaded, or vocabulary or shapes differ.
-    """
-    try:
-        new, tokenizer = foundation_of(recipe, resolve_model(str(recipe.model.name)), classes)
-    except LichenError as error:
-        where = f"--model {recipe.model.name}" if error.where == "model.name" else error.where
-        raise LichenError(error.what, where=where, fix=error.fix) from None
-    if not same:
-        return
-    fix = "use --how distil or --how restart"
-    if tokenizer.get_vocab() != old_tokenizer.get_vocab():
-        raise LichenError(
-            "has another vocabulary than the base that the adapter was made on",
-            where=f"--model {recipe.model.name}",
-            fix=fix,
-        )
-    ours, theirs = ({name: tuple(x.shape) for name, x in model.named_parameters()} for model in (old, new))
-    if ours != theirs:
-        odd = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))[0]
-        shapes = [str(some.get(odd, "missing")) for some in (ours, theirs)]
-        raise LichenError(
-            f"is of another shape than the adapter's base: {odd} is {shapes[1]}, and was {shapes[0]}",
-            where=f"--model {recipe.model.name}",
-            fix=fix,
-        )

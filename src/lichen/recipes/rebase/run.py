@@ -30,11 +30,12 @@ from lichen.core.store import load_tree
 from lichen.core.wire.shared import Shared
 from lichen.recipes.artifacts.inputs import inputs_of, require_same
 from lichen.recipes.artifacts.use import open_models
+from lichen.recipes.assemble.bases.fit import require_fit
 from lichen.recipes.assemble.class_names import class_names
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.rebase.answers import questions, write_answers
 from lichen.recipes.rebase.gate import Answer, Verdict, answer_of, judge
-from lichen.recipes.rebase.moved import How, moved_recipe, require_fit
+from lichen.recipes.rebase.moved import How, moved_recipe
 from lichen.recipes.run import run
 from lichen.recipes.schema.read import recipe_of, write_recipe
 from lichen.recipes.schema.recipe import Recipe
@@ -127,7 +128,16 @@ def rebase(
         )
     planned = moved_recipe(recipe, model, how, rounds=rounds, source=old, answers=new / ANSWERS)
     first = planned.stages[0].recipe if isinstance(planned, Staged) else planned
-    require_fit(first, bare, tokenizer, len(class_names(old)), same=how == "as-is")
+    require_fit(
+        first,
+        bare,
+        tokenizer,
+        len(class_names(old)),
+        vocabulary=how == "as-is",
+        shapes=how == "as-is",
+        where=f"--model {first.model.name}",
+        fix="use --how distil or --how restart",
+    )
     loaded = open_recipe(recipe, say=say)
     require_same(old, recipe, inputs_of(loaded))
     if not isinstance(planned, Staged):

@@ -101,7 +101,7 @@ def only_period(recipe: Recipe, period: str, **changes: object) -> Recipe:
     """
     stream = recipe.stream
     assert stream is not None
-    whole = ("detect", "react", "keep")
+    whole = ("detect", "react", "keep", "rebase")
     fresh = {name: type(stream).model_fields[name].get_default(call_default_factory=True) for name in whole}
     return recipe.model_copy(update={"stream": stream.model_copy(update={**fresh, **changes, "period": period})})
 

@@ -301,7 +301,7 @@ READS: tuple[Read, ...] = (
     ),
     # Periods.
     Read(
-        keys=("stream.detect", "stream.react", "stream.keep"),
+        keys=("stream.detect", "stream.react", "stream.keep", "stream.rebase"),
         when=lambda r: r.stream.period is None,
         what=lambda _: "one period alone has none before it to go on from",
         fix="remove it, or stream.period",

@@ -49,6 +49,7 @@ _PATHS = (
     ("data", "cards"),
     ("model", "name"),
     ("model", "adapter", "init_from"),
+    ("stream", "rebase", "model"),
     ("teacher", "name"),
     ("synthetic", "name"),
     ("synthetic", "embedder"),
@@ -57,7 +58,7 @@ _PATHS = (
 )
 
 
-MOVABLE = ("data.name", "model.name", "model.adapter.init_from", "cache_dir")
+MOVABLE = ("data.name", "model.name", "model.adapter.init_from", "stream.rebase.model", "cache_dir")
 """Keys that say where something lies, and may change while a run goes on."""
 
 

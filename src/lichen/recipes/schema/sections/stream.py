@@ -14,7 +14,12 @@ from lichen.core.visible import clipped
 from lichen.data.periods.lengths import length_of
 from lichen.recipes.schema.model import Section
 
-__all__ = ["StreamConfig"]
+__all__ = ["RebaseConfig", "StreamConfig"]
+
+
+def _as_text(name: object) -> object:
+    """The name of a period as a text: years are numbers in YAML, and days are dates."""
+    return str(name) if type(name) in (int, date) else name
 
 
 class KeepConfig(Section):
@@ -32,6 +37,24 @@ class KeepConfig(Section):
         allow_inf_nan=False,
         description="how much the perplexity of compare.retention_text may rise, as a share",
     )
+
+
+class RebaseConfig(Section):
+    """Another base from some period on."""
+
+    period: str = Field(description="the first period that is trained on it", examples=["2018-05"])
+    model: str = Field(
+        min_length=1,
+        description="the new base: catalog name, local folder, GGUF file or hub id; other keys of `model` hold for it",
+        examples=["newer/"],
+    )
+    how: Literal["as-is", "restart"] = Field(
+        default="as-is",
+        description="what its first period begins from; `as-is`: the adapter in force, on a base of the same "
+        "vocabulary and shapes; `restart`: a new adapter",
+    )
+
+    _named = field_validator("period", mode="before")(_as_text)
 
 
 class StreamConfig(Section):
@@ -69,11 +92,11 @@ class StreamConfig(Section):
     )
     keep: KeepConfig = Field(default=KeepConfig(), description="roll-back: what a result may cost to be accepted")
 
-    @field_validator("period", mode="before")
-    @classmethod
-    def _named(cls, period: object) -> object:
-        """Years are numbers in YAML, and days are dates."""
-        return str(period) if type(period) in (int, date) else period
+    rebase: RebaseConfig | None = Field(
+        default=None, description="another base from some period on; none: one base for all periods"
+    )
+
+    _named = field_validator("period", mode="before")(_as_text)
 
     @field_validator("by")
     @classmethod

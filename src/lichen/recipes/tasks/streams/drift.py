@@ -115,7 +115,7 @@ class DriftWatch:
         return self.folder.tree(f"stream.features.{period}", lambda: self._make_features(period))
 
     def _make_features(self, period: str) -> Tree:
-        recipe, loaded = self.periods.recipe, self.scores.open(period)
+        recipe, loaded = self.periods.recipe, self.scores.open(period, str(self.periods.recipe.model.name))
         shards, names = loaded.experiment.clients.train, [one.name for one in loaded.clients_data]
         source = loaded.experiment.evaluating(shards)
         del loaded
@@ -150,7 +150,7 @@ class DriftWatch:
         return {key: torch.tensor(float(value), dtype=torch.float64) for key, value in numbers.items()}
 
     def _watched(self, detect: Any, period: str, model: str, before: Sequence[str], recent: int) -> Tree:
-        loaded = self.scores.open(period)
+        loaded = self.scores.open(period, self.periods.base_of(model))
         experiment, recipe = loaded.experiment, self.periods.recipe
         here = {one.name: shard for one, shard in zip(loaded.clients_data, experiment.clients.train, strict=True)}
         # A client has one number in all periods, by when it was there first, so that it finds its detector again.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -16,6 +16,7 @@ from lichen.core.wire.shared import Shared
 from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.inputs import rows_digest
 from lichen.recipes.artifacts.verify import MANIFEST
+from lichen.recipes.assemble.bases.in_force import on_base
 from lichen.recipes.rows.periods import only_period
 from lichen.recipes.schema.read import MOVABLE, different_keys, recipe_of
 from lichen.recipes.schema.recipe import Recipe
@@ -37,26 +38,37 @@ class PeriodFolders:
         recipe: The stream's.
         root: The folder of all of them.
         digests: Of the rows of each period, the earliest first.
+        bases: The base of each model that is known to be on another one than the recipe's.
     """
 
     recipe: Recipe
     root: Path
     digests: Mapping[str, str]
+    bases: dict[str, str] = field(default_factory=dict)
 
     def of(self, period: str) -> Path:
         """The run's folder of one period."""
         return self.root / period
 
-    def recipe_of(self, period: str, model: str) -> Recipe:
+    def base_of(self, model: str) -> str:
+        """The base that a model was made on.
+
+        Args:
+            model: The period that it came out of, or :data:`START`.
+        """
+        return self.bases.get(model, str(self.recipe.model.name))
+
+    def recipe_of(self, period: str, model: str, base: str) -> Recipe:
         """What a period's run is: its rows, and those of the past, from the model that is in force.
 
         Args:
             period: Its name.
             model: The period that the model came out of, or :data:`START`.
+            base: What the period is trained on.
         """
         first = period == next(iter(self.digests))
         own = only_period(self.recipe, period, **({"replay": 0.0, "replay_share": 0.5} if first else {}))
-        own = own.model_copy(update={"name": f"{self.recipe.name} {period}"})
+        own = on_base(own.model_copy(update={"name": f"{self.recipe.name} {period}"}), base)
         if model == START:
             return own
         adapter = own.model.adapter.model_copy(update={"init_from": str((self.of(model) / "adapter").absolute())})

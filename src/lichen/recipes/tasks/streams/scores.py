@@ -9,16 +9,23 @@ from typing import Literal, final
 import torch
 
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
+from lichen.recipes.assemble.bases.in_force import on_base
 from lichen.recipes.assemble.experiment import values_N
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.rows.periods import only_period
+from lichen.recipes.schema.read import recipe_sha256
+from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.adapt import score_on
 from lichen.recipes.tasks.streams.folders import START, PeriodFolders
 
 __all__ = ["Scores", "summed"]
 
 Part = Literal["valid", "test"]
+
+_BARE = {"replay": 0.0, "replay_share": 0.5}
+"""Of a period's recipe: no row of the past."""
 
 
 @final
@@ -30,7 +37,7 @@ class Scores:
         periods: Where the models lie.
         folder: The stream's folder, which keeps the sums.
         say: Called with lines of progress.
-        last: The period that was opened last, alone: one model at a time is in memory.
+        last: The recipe that was opened last, alone, by its digest: one model at a time is in memory.
     """
 
     periods: PeriodFolders
@@ -50,7 +57,10 @@ class Scores:
 
     def mean(self, model: str, period: str) -> float | None:
         """The metric's mean over a period's clients; None where none has one."""
-        found = values_N(self.periods.recipe, self.of(model, period))
+        return self._mean(self.of(model, period))
+
+    def _mean(self, sums: Tree) -> float | None:
+        found = values_N(self.periods.recipe, sums)
         known = found[~torch.isnan(found)]
         return float(known.mean()) if len(known) else None
 
@@ -64,21 +74,42 @@ class Scores:
         self.last.clear()
 
     def _score(self, model: str, period: str, part: Part) -> Tree:
-        loaded = self.open(period)
+        loaded = self.open(period, self.periods.base_of(model))
         shared = loaded.experiment.start if model == START else self.periods.tensors(model)
         self.say(f"{period}: scoring the model {'at the start' if model == START else f'of {model}'}")
+        return self._of_part(loaded, shared, part)
+
+    def of_beginning(self, period: str, model: str) -> float | None:
+        """The metric's mean over a period's clients, of what its run begins from, where that is no model yet.
+
+        Args:
+            period: Its name.
+            model: What its adapter begins from: that of a period, or :data:`START`.
+        """
+
+        def score() -> Tree:
+            own = only_period(self.periods.recipe_of(period, model, self.periods.base_of(period)), period, **_BARE)
+            self.say(f"{period}: scoring the model that it begins from")
+            loaded = self._load(own)
+            return self._of_part(loaded, loaded.experiment.start, "test")
+
+        return self._mean(self.folder.tree(f"stream.test.beginning.on.{period}", score))
+
+    def _of_part(self, loaded: LoadedExperiment, shared: Shared, part: Part) -> Tree:
         clients = loaded.experiment.clients
-        test = part == "test"
-        rows = clients.test if test else clients.valid
+        rows = clients.test if part == "test" else clients.valid
         return score_on(loaded.experiment, rows, shared, self.folder.path, self.folder.ranks)
 
-    def open(self, period: str) -> LoadedExperiment:
-        """The rows of one period, with nothing of the past among them."""
-        if period not in self.last:
+    def open(self, period: str, base: str) -> LoadedExperiment:
+        """The rows of one period, with nothing of the past among them, and a base."""
+        return self._load(on_base(only_period(self.periods.recipe, period, **_BARE), base))
+
+    def _load(self, recipe: Recipe) -> LoadedExperiment:
+        key = recipe_sha256(recipe)
+        if key not in self.last:
             self.clear()
-            own = only_period(self.periods.recipe, period, replay=0.0, replay_share=0.5)
-            self.last[period] = open_recipe(own)
-        return self.last[period]
+            self.last[key] = open_recipe(recipe)
+        return self.last[key]
 
 
 def summed(sums: Sequence[tuple[Sequence[str], Tree]], names: Sequence[str]) -> Tree:

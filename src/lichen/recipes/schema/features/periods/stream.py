@@ -63,6 +63,22 @@ STREAM = (
                 "roll-back judges by validation rows, of which clients have none",
                 "set data.valid, or use stream.react: continue",
             ),
+            _clash(
+                "stream.rebase.how",
+                lambda r: (
+                    r.stream.rebase is not None
+                    and r.stream.rebase.how == "as-is"
+                    and (r.stream.react, r.stream.detect) == ("restart", "none")
+                ),
+                "every period begins anew, so that no adapter goes on another base",
+                "use how: restart, or another stream.react",
+            ),
+            _clash(
+                "stream.rebase.model",
+                lambda r: r.stream.rebase is not None and r.stream.rebase.model == r.model.name,
+                "is the base that the stream begins on",
+                "name another one, or remove stream.rebase",
+            ),
             *(
                 _clash(key, used, what)
                 for key, used, what in (

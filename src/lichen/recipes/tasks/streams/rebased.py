@@ -1,0 +1,122 @@
+"""A stream that goes on another base from some period on: the adapter in force as it is, or a new one.
+
+What fits is looked at before anything is trained. Scores of language models are by token, so that their bases must have
+one vocabulary; scores by row compare any two bases. A model is always scored on the base that it was made on.
+
+Reference:
+    Rana Muhammad Shahroz Khan, Pingzhi Li, Sukwon Yun, Zhenyu Wang, Shahriar Nirjon, Chau-Wai Wong and Tianlong Chen.
+    "PortLLM: Personalizing Evolving Large Language Models with Training-Free and Portable Model Patches." ICLR 2025.
+    https://arxiv.org/abs/2410.10870
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from lichen.core.errors import LichenError
+from lichen.core.visible import listed
+from lichen.data.sources.catalog import resolve_model
+from lichen.recipes.assemble.bases.fit import require_fit
+from lichen.recipes.assemble.bases.in_force import on_base
+from lichen.recipes.assemble.model import foundation_of
+from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.tasks.streams.folders import PeriodFolders
+from lichen.recipes.tasks.streams.scores import Scores
+
+__all__ = ["Rebased", "require_base"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rebased:
+    """The metric's mean over the clients' test rows of the first period on the new base.
+
+    Attributes:
+        period: Its name.
+        model: The new base.
+        how: What its run begins from, as the recipe says it.
+        before: Of the model in force before it, on the base that it was made on.
+        beginning: Of what its run begins from, on the new base.
+        after: Of what it ended with.
+        accepted: Whether later periods go on on the new base.
+    """
+
+    period: str
+    model: str
+    how: str
+    before: float | None
+    beginning: float | None
+    after: float | None
+    accepted: bool
+
+    def as_dict(self) -> dict[str, str | float | None]:
+        """As JSON holds it."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def summary(self) -> dict[str, str | float | None]:
+        """As the summary holds it."""
+        went = "" if self.accepted else ", rolled back"
+        return {
+            "stream.rebased": f"{self.period}: {Path(self.model).name or self.model}, {self.how}{went}",
+            "stream.rebased.before": self.before,
+            "stream.rebased.beginning": self.beginning,
+            "stream.rebased.after": self.after,
+        }
+
+
+def require_base(periods: PeriodFolders, scores: Scores, names: Sequence[str]) -> None:
+    """Refuse a new base that cannot be trained from its period on; nothing where there is none, or it is in use.
+
+    Args:
+        periods: The stream's.
+        scores: Opens a period on a base.
+        names: Of all periods.
+
+    Raises:
+        LichenError: if there is no such period, or the base does not fit.
+    """
+    recipe = periods.recipe
+    rebase = None if recipe.stream is None else recipe.stream.rebase
+    if rebase is None:
+        return
+    if rebase.period not in names:
+        raise LichenError(
+            f"has no rows of {rebase.period!r} that anybody trains on",
+            where="stream.rebase.period",
+            fix=f"use one of: {listed(names[1:], near=rebase.period)}" if names[1:] else "remove stream.rebase",
+        )
+    if rebase.period == names[0]:
+        raise LichenError(
+            f"nothing comes before {rebase.period}, the first period, that was on another base",
+            where="stream.rebase.period",
+            fix=f"remove stream.rebase, and set model.name: {rebase.model}",
+        )
+    if periods.summary(rebase.period) is not None:
+        return
+    where = f"stream.rebase.model: {rebase.model}"
+    try:
+        resolve_model(rebase.model)
+    except LichenError as error:
+        raise LichenError(error.what, where="stream.rebase.model", fix=error.fix) from None
+    _require_fit(recipe, on_base(recipe, rebase.model), where, same=rebase.how == "as-is")
+    try:
+        scores.open(rebase.period, rebase.model)  # or says which layer is not there
+    except LichenError as error:
+        raise LichenError(error.what, where=f"{where}: {error.where}", fix=error.fix) from None
+    scores.clear()
+
+
+def _require_fit(recipe: Recipe, moved: Recipe, where: str, *, same: bool) -> None:
+    other = "use lichen rebase, which compares in bits a byte, and begin a new stream on its result"
+    require_fit(
+        moved,
+        *foundation_of(recipe, resolve_model(str(recipe.model.name)), len(recipe.data.classes)),
+        len(recipe.data.classes),
+        vocabulary=same or recipe.writes,
+        shapes=same,
+        where=where,
+        fix=other if recipe.writes else "use how: restart",
+    )
