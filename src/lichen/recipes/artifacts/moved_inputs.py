@@ -1,4 +1,4 @@
-"""Resumes a run whose data or model moved, if their digests are the same.
+"""Resumes a run whose data or model moved, if their digests are the same, or a stream that gets another base.
 
 Everything else of a recipe is what the run is, and stays.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
+from lichen.core.files.manifest import MANIFEST
 from lichen.recipes.schema.read import MOVABLE, different_keys, recipe_of, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
 
@@ -18,6 +19,8 @@ __all__ = ["move"]
 
 def move(folder: Path, recipe: Recipe) -> Callable[[], None]:
     """Let a run's folder have this recipe, if it differs from the folder's own only in where things lie.
+
+    A stream may also be given another base for a period that is to come.
 
     Args:
         folder: A folder with a recipe.
@@ -31,7 +34,8 @@ def move(folder: Path, recipe: Recipe) -> Callable[[], None]:
     """
     own = recipe_of(folder)
     changed = different_keys(own, recipe)
-    if others := [key for key in changed if key not in MOVABLE]:
+    movable = (*MOVABLE, "stream.rebase") if _base_is_to_come(folder, own, recipe) else MOVABLE
+    if others := [key for key in changed if key not in movable]:
         raise LichenError(
             f"was made by another recipe: {', '.join(others[:6])} {'differ' if len(others) > 1 else 'differs'}",
             where=str(folder),
@@ -42,6 +46,13 @@ def move(folder: Path, recipe: Recipe) -> Callable[[], None]:
         return lambda: None
     _give(folder, own, recipe)
     return lambda: _give(folder, recipe, own)
+
+
+def _base_is_to_come(folder: Path, own: Recipe, recipe: Recipe) -> bool:
+    """Whether a stream is given another base for a period that is not finished."""
+    if own.stream is None or own.stream.rebase is not None or recipe.stream is None or recipe.stream.rebase is None:
+        return False
+    return not (folder / "periods" / recipe.stream.rebase.period / MANIFEST).exists()
 
 
 def _give(folder: Path, before: Recipe, recipe: Recipe) -> None:

@@ -37,7 +37,7 @@ from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.model_card import write_card
 from lichen.recipes.artifacts.own_model import own_model
 from lichen.recipes.artifacts.sampling import Sampling, ask_ids, end_ids, generate_text
-from lichen.recipes.assemble.bases.in_force import with_base_in_force
+from lichen.recipes.assemble.bases.in_force import require_model, with_base_in_force
 from lichen.recipes.assemble.chat_template import put_template
 from lichen.recipes.assemble.class_names import class_names
 from lichen.recipes.assemble.model import SCRATCH, described_base, foundation_of, make_student, scratch_folder, spec_of
@@ -69,6 +69,7 @@ class Talker:
 def _finished(folder: Path) -> tuple[Recipe, Tree]:
     read_summary(folder)  # says so where the run is not finished
     _check(folder)
+    require_model(folder)
     tree, _ = load_tree(folder / "state" / "final.safetensors")
     return with_base_in_force(recipe_of(folder), folder), tree
 
@@ -215,6 +216,7 @@ def _adapter(folder: Path, out: Path | None) -> Path:
     own = folder / "adapter"
     if not own.is_dir():
         read_summary(folder)  # says so where it is no run, or not finished
+        require_model(folder)
         raise LichenError("has no adapter", where=str(folder), fix="use --merge")
     _check(folder)
     if out is None:

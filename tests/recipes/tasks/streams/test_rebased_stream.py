@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +210,44 @@ def test_rows_with_labels_begin_anew_on_a_base_of_other_words(home: Path, tmp_pa
     done = lichen.run(sections, out=tmp_path / "run")
     assert [Path(one["base"]).name for one in periods(done.folder)["periods"]] == ["model", "wordy", "wordy"]
     assert lichen.talk(done.folder).answer("w1 w2")[1]
+
+
+def test_a_stream_that_has_begun_is_given_another_base_for_a_period_to_come(
+    home: Path, whole: lichen.Result, tmp_path: Path
+) -> None:
+    data, out, sections = tmp_path / "rows.jsonl", tmp_path / "run", page(home, "newer")
+    save_dated(data, MONTHS[:1])
+    sections["data"]["name"] = str(data)
+    plain = {**sections, "stream": {"by": "month"}}
+    lichen.run(plain, out=out)
+    late = {**sections, "stream": {**sections["stream"], "rebase": {"period": MONTHS[0], "model": str(home / "newer")}}}
+    with pytest.raises(LichenError, match=r"stream\.rebase differs"):
+        lichen.run(late, out=out, resume=True)
+    save_dated(data, MONTHS[:3])
+    lines = data.read_text(encoding="utf-8")
+    data.write_text(lines + lines.splitlines()[0].replace(MONTHS[0], "2018-12") + "\n", encoding="utf-8")
+    with pytest.raises(LichenError, match="has 1 rows") as caught:
+        lichen.run(sections, out=out, resume=True)
+    assert caught.value.fix.startswith("take these rows out until there are more")
+    assert read_recipe(out / "recipe.yaml") == read_recipe(plain)
+    data.write_text(lines, encoding="utf-8")
+    done = lichen.run(sections, out=out, resume=True)
+    assert {**periods(out), "rows": 0} == {**periods(whole.folder), "rows": 0}
+    assert done.summary["columns"] == whole.summary["columns"]
+
+
+def test_where_every_period_was_rolled_back_there_is_no_model_and_it_is_said_how_to_go_on(
+    home: Path, tmp_path: Path
+) -> None:
+    save_dated(tmp_path / "rows.jsonl", MONTHS[:1])
+    wild = {"stream": {"react": "roll-back"}, "optimizer": {"lr": [50.0]}, "federation": {"rounds": 1}}
+    done = lichen.run(stream(home / "model", tmp_path / "rows.jsonl", **wild), out=tmp_path / "run")
+    requests: tuple[Callable[[], object], ...] = (
+        lambda: lichen.talk(done.folder),
+        lambda: lichen.export(done.folder),
+        lambda: lichen.export(done.folder, merge=True),
+    )
+    for request in requests:
+        with pytest.raises(LichenError, match="every period was rolled back") as caught:
+            request()
+        assert "periods" in caught.value.fix

@@ -8,7 +8,7 @@ from pathlib import Path
 from lichen.core.errors import LichenError
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["PERIODS", "on_base", "with_base_in_force"]
+__all__ = ["PERIODS", "on_base", "require_model", "with_base_in_force"]
 
 PERIODS = "periods.json"
 """The periods of a stream, who was there, and the matrix."""
@@ -39,3 +39,20 @@ def with_base_in_force(recipe: Recipe, folder: Path) -> Recipe:
             "does not say which base is in force", where=str(file), fix=f"make it again: lichen run --resume {folder}"
         ) from None
     return on_base(recipe, recipe.stream.rebase.model) if new else recipe
+
+
+def require_model(folder: Path) -> None:
+    """Refuse a stream of which no period's model was accepted: it ends where it began, with the bare base.
+
+    Args:
+        folder: A finished run's.
+
+    Raises:
+        LichenError: naming the folder of a period.
+    """
+    if (folder / PERIODS).is_file() and not (folder / "state" / "final.safetensors").exists():
+        raise LichenError(
+            "every period was rolled back, so that the base is in force as it came",
+            where=str(folder),
+            fix=f"name a period's folder below {folder / 'periods'}, or see {PERIODS} for why each was",
+        )

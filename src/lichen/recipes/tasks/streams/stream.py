@@ -63,8 +63,11 @@ def run_stream(recipe: Recipe, folder: RunFolder, say: Say, *, run: RunPeriod) -
         )
     fetch_named(recipe, say)
     gathered, waiting = gather_periods(recipe)
+    begun = any((folder.path / "periods").glob("*/summary.json"))
     digests = {
-        name: records_digest(one.records) for name, one in gathered.items() if _has_clients(recipe, name, one.records)
+        name: records_digest(one.records)
+        for name, one in gathered.items()
+        if _has_clients(recipe, name, one.records, begun=begun)
     }
     for name in (name for name in gathered if name not in digests):
         say(f"period {name}: {len(gathered[name].records):,} rows, of which no client has enough: left out")
@@ -88,11 +91,12 @@ def run_stream(recipe: Recipe, folder: RunFolder, say: Say, *, run: RunPeriod) -
     return report(periods, scores, folder, _train(periods, scores, watch, names, say, run))
 
 
-def _has_clients(recipe: Recipe, name: str, records: Sequence[Record]) -> bool:
+def _has_clients(recipe: Recipe, name: str, records: Sequence[Record], *, begun: bool) -> bool:
     try:
         return has_clients(recipe, records)
     except LichenError as error:
-        raise LichenError(error.what, where=f"period {name}: {error.where}", fix=error.fix) from None
+        fix = f"take these rows out until there are more, or in a new run: {error.fix}" if begun else error.fix
+        raise LichenError(error.what, where=f"period {name}: {error.where}", fix=fix) from None
 
 
 def _train(
