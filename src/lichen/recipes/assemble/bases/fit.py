@@ -41,7 +41,9 @@ def require_fit(
     try:
         new, tokenizer = foundation_of(recipe, resolve_model(str(recipe.model.name)), classes)
     except LichenError as error:
-        raise LichenError(error.what, where=where if error.where == "model.name" else error.where, fix=error.fix) from None
+        raise LichenError(
+            error.what, where=where if error.where == "model.name" else error.where, fix=error.fix
+        ) from None
     if vocabulary and tokenizer.get_vocab() != old_tokenizer.get_vocab():
         raise LichenError("has another vocabulary than the base that the adapter was made on", where=where, fix=fix)
     ours, theirs = ({name: tuple(x.shape) for name, x in model.named_parameters()} for model in (old, new))
