@@ -34,7 +34,7 @@ demo: install
 	$(BIN)/lichen run chat-demo --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff format --check .

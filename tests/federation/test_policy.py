@@ -316,7 +316,7 @@ HARMLESS = {
     *("wire.up", "wire.down", "teacher.endpoint.model", "teacher.template", "teacher.label_words"),
     *("synthetic.endpoint.model", "synthetic.about", "synthetic.item_name", "synthetic.labels"),
     *("synthetic.attributes", "synthetic.style", "attack.target", "attack.trigger", "attack.answer"),
-    *("data.require.licences", "data.require.purposes"),
+    *("data.require.licences", "data.require.purposes", "stream.by", "stream.period", "stream.rebase.period"),
 }
 """Keys whose text is no file, model or address."""
 

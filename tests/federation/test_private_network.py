@@ -14,8 +14,10 @@ from tests.recipes.sites.test_private_sites import ROWS, private, save_digits, w
 import lichen
 from lichen.cli import main
 from lichen.clients.evaluation.value_notes import read_notes
+from lichen.core.errors import LichenError
 from lichen.core.secret.budget import Budget, begun_with
 from lichen.federation.policy.keys import change_policy
+from lichen.federation.submitting import served
 from lichen.recipes.artifacts.contributions import read_contributions
 from lichen.recipes.schema.read import read_recipe, write_recipe
 
@@ -40,8 +42,17 @@ def prepared(run: Path, name: str, whole: dict[str, Any]) -> Path:
     return run
 
 
+def is_served(federation: Path) -> bool:
+    try:
+        served(federation)
+    except LichenError:
+        return False
+    return True
+
+
 def submit(made: Commands, federation: Path, run: Path, then: Callable[[], None] = lambda: None) -> dict[str, Any]:
     at_sites = ("--federation", str(federation), "--sites", ",".join(SITES), "--wait", "120")
+    until(lambda: is_served(federation), made)
     made.start(run.name, "submit", "--resume", str(run), *at_sites, warm=True)
     then()
     until(lambda: made.running[run.name].poll() is not None, made, 240)

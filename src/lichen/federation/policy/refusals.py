@@ -37,7 +37,7 @@ TEXTS = (
 )
 """Keys that name a text of the catalog or a file."""
 
-MODELS = ("model.name", "teacher.name", "synthetic.name", "synthetic.embedder")
+MODELS = ("model.name", "teacher.name", "synthetic.name", "synthetic.embedder", "stream.rebase.model")
 """Keys that name a foundation model."""
 
 
@@ -124,8 +124,10 @@ def _models(policy: Policy, recipe: Recipe) -> Iterator[Refusal]:
 
 
 def _loads(recipe: Recipe, key: str) -> bool:
-    """Whether the model at a key of a teacher or writer is loaded."""
+    """Whether the model at a key of a teacher, a writer or a stream is loaded."""
     teacher, synthetic = recipe.teacher, recipe.synthetic
+    if key == "stream.rebase.model":
+        return recipe.stream is not None and recipe.stream.rebase is not None
     if key == "teacher.name":
         return teacher is not None and teacher.endpoint is None and teacher.kind != "labels"
     if key == "synthetic.embedder":
