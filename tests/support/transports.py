@@ -55,7 +55,9 @@ class Pipes:
     def __init__(self, folder: Path) -> None:
         script = counting_site.__file__
         self.folder = folder
-        self.sites = PipeSites({name: [sys.executable, script, str(folder / name)] for name in NAMES})
+        # Sites are stopped and killed by their numbers, so these are processes of their own: a word before the script
+        # keeps support.warm from forking them.
+        self.sites = PipeSites({name: [sys.executable, "-B", script, str(folder / name)] for name in NAMES})
         self.sites.start()
 
     def pid(self, site: str) -> int:
