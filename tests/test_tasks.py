@@ -9,7 +9,8 @@ import pytest
 from lichen.core.errors import LichenError
 from lichen.recipes.schema.explain import choices
 from lichen.recipes.schema.read import read_recipe
-from lichen.recipes.schema.recipe import CompareConfig, Recipe
+from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.schema.sections.compare import CompareConfig
 from lichen.tasks.registry import BUILT_IN, task_names, task_of
 from lichen.tasks.task import Task
 

@@ -6,8 +6,6 @@ with another is one :class:`~lichen.core.errors.LichenError` that names the key 
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from lichen.clients import method as client_method
@@ -23,9 +21,10 @@ from lichen.recipes.schema.exchange import ExchangeConfig, refuse_heterogeneous
 from lichen.recipes.schema.federation import FederationConfig, OptimizerConfig, WireConfig
 from lichen.recipes.schema.fits import member, refuse
 from lichen.recipes.schema.help import SemiConfig, SyntheticConfig, TeacherConfig, refuse_unhelpful
-from lichen.recipes.schema.model import AdapterConfig, ModelConfig, Positive, Section, StudentConfig
-from lichen.recipes.schema.names import MetricName, TaskName
+from lichen.recipes.schema.model import AdapterConfig, ModelConfig, Section, StudentConfig
+from lichen.recipes.schema.names import TaskName
 from lichen.recipes.schema.sections.audit import AuditConfig
+from lichen.recipes.schema.sections.compare import CompareConfig
 from lichen.recipes.schema.sections.engine import EngineConfig
 from lichen.recipes.schema.sections.fingerprint import FingerprintConfig
 from lichen.recipes.schema.sections.personal import PersonalConfig
@@ -40,7 +39,6 @@ from lichen.tasks.registry import task_of
 
 __all__ = [
     "AdapterConfig",
-    "CompareConfig",
     "ExchangeConfig",
     "FederationConfig",
     "ModelConfig",
@@ -50,55 +48,6 @@ __all__ = [
     "TeacherConfig",
     "WireConfig",
 ]
-
-
-class CompareConfig(Section):
-    """What the federation is held against."""
-
-    baselines: tuple[Literal["base", "alone", "alone_best", "pooled", "no_help"], ...] = Field(
-        default=("base", "alone", "pooled"),
-        description="columns beside federated; `alone` with its share of the federation's rounds, `alone_best` for as "
-        "long as it gains; `no_help`: the same federation with no help from a foundation model",
-    )
-    alone_epochs: Positive = Field(
-        default=20,
-        description="alone_best: passes over its rows after which a client stops in any case, unless its share of the "
-        "federation's rounds is more",
-    )
-    alone_patience: Positive = Field(
-        default=5, description="alone_best: validations without a gain after which a client stops"
-    )
-    metric: MetricName | None = Field(
-        default=None, description="what is compared; none: perplexity for chat, preference for prefer, else macro_f1"
-    )
-    forms: tuple[Literal["plain", "transcript", "chat"], ...] = Field(
-        default=(),
-        description="forms the bare model is tried in; its score is in the one that is best on validation rows",
-    )
-    pooled_batch_size: Positive | None = Field(
-        default=None, description="rows a step of the pooled column; steps keep the budget"
-    )
-    retention_text: str | None = Field(
-        default=None, description="catalog text whose perplexity is taken before and after", examples=["sotu"]
-    )
-    retention_rows: Positive = Field(default=64, description="rows of it")
-    requests: str | None = Field(
-        default=None,
-        description="chat: requests that should be refused, by catalog name, hub id or file, on which refusals are "
-        "counted and which nobody trains on; none: harmbench where there is federation.repair or an attack of kind "
-        "unsafe, else none are",
-        examples=["harmbench"],
-    )
-    requests_rows: Positive = Field(default=64, description="how many of them, drawn by the seed")
-    target: float | None = Field(
-        default=None,
-        description="what validation is to reach: summary and comparison tell after how many rounds, bytes and seconds "
-        "it did",
-    )
-    target_metric: Literal["loss", "accuracy"] = Field(
-        default="loss", description="what the target is: clients' mean loss, or the share of all rows that are right"
-    )
-    partitions: Positive = Field(default=10, description="oneshot: random partitions to compare with pooled")
 
 
 class Recipe(Section):
