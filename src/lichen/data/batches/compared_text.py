@@ -9,48 +9,37 @@ Legend: N rows, T tokens of a row.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lichen.data.batches.rows import Compared, Ragged, TextShard
-from lichen.data.batches.text import LmForm
-from lichen.data.batches.token_cache import lm_shard
 from lichen.data.sources.record import Record
 
 __all__ = ["mismatched", "preference_shard"]
 
 
 def preference_shard(
-    records: Sequence[Record],
-    tokenizer: Any,
-    *,
-    form: LmForm,
-    max_length: int,
-    good_N: np.ndarray,
-    thinking: bool = False,
-    notes: Counter[str] | None = None,
-    folder: Path | None = None,
+    records: Sequence[Record], encode: Callable[[Sequence[Record]], TextShard], *, good_N: np.ndarray, turns: bool
 ) -> TextShard:
-    """Rows with their rejected answers, where they have some; arguments as of
-    :func:`lichen.data.batches.token_cache.lm_shard`.
+    """Rows with their rejected answers, where they have some; raises as ``encode``.
 
     Args:
+        records: The rows.
+        encode: Token rows of language modelling, such as :func:`lichen.data.batches.token_cache.lm_shard` gives.
         good_N: 1 where a row is good, 0 where it is bad.
-
-    Raises:
-        LichenError: as there.
+        turns: Rows are conversations, of which only the last answer is to be learned.
     """
-    how: dict[str, Any] = {"form": form, "max_length": max_length, "thinking": thinking, "folder": folder}
-    chosen = answers_shard(records, tokenizer, notes=notes, **how)
+
+    def answers(rows: Sequence[Record]) -> TextShard:
+        shard = encode(rows)
+        return _last_spans(shard) if turns else shard
+
+    chosen = answers(records)
     if not any(record.rejected for record in records):
         return replace(chosen, compared=Compared(good_N=good_N))
-    others = [with_answer(record, record.rejected) for record in records]
-    second = answers_shard(others, tokenizer, notes=notes, **how)
+    second = answers([with_answer(record, record.rejected) for record in records])
     return replace(chosen, compared=Compared(good_N=good_N, second=lambda: second))
 
 
@@ -58,25 +47,6 @@ def with_answer(record: Record, answer: str) -> Record:
     """The row with another answer."""
     turns = (*record.messages[:-1], {"role": "assistant", "content": answer}) if record.messages else ()
     return replace(record, text=answer, messages=turns)
-
-
-def answers_shard(
-    records: Sequence[Record],
-    tokenizer: Any,
-    *,
-    form: LmForm,
-    max_length: int,
-    thinking: bool = False,
-    notes: Counter[str] | None = None,
-    folder: Path | None = None,
-) -> TextShard:
-    """Rows of which the last answer alone is learned; arguments as of
-    :func:`lichen.data.batches.token_cache.lm_shard`.
-    """
-    shard = lm_shard(
-        records, tokenizer, form=form, max_length=max_length, thinking=thinking, notes=notes, folder=folder
-    )
-    return _last_spans(shard) if form == "messages" else shard
 
 
 def _last_spans(shard: TextShard) -> TextShard:

@@ -17,7 +17,7 @@ from lichen.recipes.rows.partition import ClientData, reads_of
 from lichen.recipes.rows.public import PublicSplit, split_public
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["has_clients", "only_period", "periods_of", "up_to", "with_replay"]
+__all__ = ["clients_of", "only_period", "periods_of", "up_to", "with_replay"]
 
 
 NOBODY = ("data.min_rows", "data.on_too_few_rows", "data.on_single_class", "data.columns.client")
@@ -72,23 +72,22 @@ def up_to(recipe: Recipe, records: Sequence[Record]) -> list[Sequence[Record]]:
     return [Some(records, one.rows) for one in found[0 if stream.replay else last : last + 1]]
 
 
-def has_clients(recipe: Recipe, records: Sequence[Record]) -> bool:
-    """Whether anybody can take part in a period; where clients without enough rows stay out, it may be nobody.
+def clients_of(recipe: Recipe, records: Sequence[Record]) -> PublicSplit | None:
+    """The clients of a period; None where nobody has enough rows, and clients without enough stay out.
 
     Args:
         recipe: Its data section.
         records: The period's rows.
 
     Raises:
-        LichenError: if nobody can, and ``data.on_too_few_rows`` does not let clients stay out.
+        LichenError: if nobody can take part, and ``data.on_too_few_rows`` does not let clients stay out.
     """
     try:
-        split_public(recipe, records)
+        return split_public(recipe, records)
     except LichenError as error:
         if recipe.data.on_too_few_rows == "drop" and error.where in NOBODY:
-            return False
+            return None
         raise
-    return True
 
 
 def only_period(recipe: Recipe, period: str, **changes: object) -> Recipe:
@@ -123,9 +122,9 @@ def with_replay(recipe: Recipe, before: Sequence[Sequence[Record]], public_split
     assert stream.period is not None
     past: dict[str, list[Record]] = {}
     for records in before:
-        if has_clients(recipe, records):
-            for one in split_public(recipe, records).clients_data:
-                past.setdefault(one.name, []).extend(one.train)
+        earlier = clients_of(recipe, records)
+        for one in () if earlier is None else earlier.clients_data:
+            past.setdefault(one.name, []).extend(one.train)
     reads = reads_of(recipe)
 
     def extended(one: ClientData) -> ClientData:

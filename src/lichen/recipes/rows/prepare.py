@@ -15,6 +15,7 @@ from lichen.core.errors import LichenError
 from lichen.core.visible import listed
 from lichen.data.batches.compared_text import preference_shard
 from lichen.data.batches.pack_rows import lm_rows
+from lichen.data.batches.rows import TextShard
 from lichen.data.batches.shards import ArrayShard, Shard
 from lichen.data.batches.text import LmForm
 from lichen.data.batches.token_cache import classify_shard, lm_shard
@@ -301,12 +302,16 @@ def encode(
         if put == "stream":
             return lm_rows([record.text for record in records], tokenizer, data.max_length)
         notes: Counter[str] = Counter()
-        how: dict[str, Any] = {"max_length": data.max_length, "thinking": data.thinking, "folder": folder}
+        how: dict[str, Any] = {"form": put, "max_length": data.max_length, "thinking": data.thinking, "folder": folder}
+
+        def encode(rows: Sequence[Record]) -> TextShard:
+            return lm_shard(rows, tokenizer, notes=notes, **how)
+
         if recipe.prefers and form is None:
             good_N = goods_of(recipe, records)
-            shard = preference_shard(records, tokenizer, form=put, good_N=good_N, notes=notes, **how)
+            shard = preference_shard(records, encode, good_N=good_N, turns=put == "messages")
         else:
-            shard = lm_shard(records, tokenizer, form=put, notes=notes, **how)
+            shard = encode(records)
         for sentence in sentences(notes, len(records)):
             say(sentence)
         return shard

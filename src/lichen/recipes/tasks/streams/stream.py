@@ -18,7 +18,7 @@ from lichen.data.sources.record import Record
 from lichen.models.adapters.table import kind_object
 from lichen.recipes.assemble.open import fetch_named
 from lichen.recipes.assemble.run_folder import RunFolder
-from lichen.recipes.rows.periods import has_clients
+from lichen.recipes.rows.periods import clients_of
 from lichen.recipes.rows.prepare import gather_periods
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.schema.sections.stream import RebaseConfig
@@ -93,7 +93,7 @@ def run_stream(recipe: Recipe, folder: RunFolder, say: Say, *, run: RunPeriod) -
 
 def _has_clients(recipe: Recipe, name: str, records: Sequence[Record], *, begun: bool) -> bool:
     try:
-        return has_clients(recipe, records)
+        return clients_of(recipe, records) is not None
     except LichenError as error:
         fix = f"take these rows out until there are more, or in a new run: {error.fix}" if begun else error.fix
         raise LichenError(error.what, where=f"period {name}: {error.where}", fix=fix) from None
