@@ -74,14 +74,20 @@ class DriftWatch:
     """Looks at the periods of a stream, one after the other.
 
     Attributes:
-        periods: The stream's.
-        scores: Opens a period.
-        folder: The stream's folder, which keeps what was found.
+        scores: Opens a period, and has the folders, which keep what was found.
     """
 
-    periods: PeriodFolders
     scores: Scores
-    folder: RunFolder
+
+    @property
+    def periods(self) -> PeriodFolders:
+        """The stream's."""
+        return self.scores.periods
+
+    @property
+    def folder(self) -> RunFolder:
+        """The stream's folder."""
+        return self.scores.folder
 
     def of(self, period: str, model: str, before: Sequence[str], last: int) -> PeriodDrift | None:
         """What a period says; None of the first one where there is nothing to compare with.

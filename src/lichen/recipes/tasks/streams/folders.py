@@ -44,7 +44,7 @@ class PeriodFolders:
     recipe: Recipe
     root: Path
     digests: Mapping[str, str]
-    bases: dict[str, str] = field(default_factory=dict)
+    bases: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, period: str) -> Path:
         """The run's folder of one period."""

@@ -23,7 +23,6 @@ from lichen.recipes.assemble.bases.fit import require_fit
 from lichen.recipes.assemble.bases.in_force import on_base
 from lichen.recipes.assemble.model import foundation_of
 from lichen.recipes.schema.recipe import Recipe
-from lichen.recipes.tasks.streams.folders import PeriodFolders
 from lichen.recipes.tasks.streams.scores import Scores
 
 __all__ = ["Rebased", "require_base"]
@@ -67,18 +66,17 @@ class Rebased:
         }
 
 
-def require_base(periods: PeriodFolders, scores: Scores, names: Sequence[str]) -> None:
+def require_base(scores: Scores, names: Sequence[str]) -> None:
     """Refuse a new base that cannot be trained from its period on; nothing where there is none, or it is in use.
 
     Args:
-        periods: The stream's.
         scores: Opens a period on a base.
         names: Of all periods.
 
     Raises:
         LichenError: if there is no such period, or the base does not fit.
     """
-    recipe = periods.recipe
+    periods, recipe = scores.periods, scores.periods.recipe
     rebase = None if recipe.stream is None else recipe.stream.rebase
     if rebase is None:
         return

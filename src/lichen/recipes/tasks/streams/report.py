@@ -13,10 +13,9 @@ from lichen.present.clients import read_clients
 from lichen.recipes.assemble.bases.in_force import PERIODS
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import metric_of, values_N
-from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.tasks.outcome import TaskResult
 from lichen.recipes.tasks.streams.drift import PeriodDrift
-from lichen.recipes.tasks.streams.folders import START, PeriodFolders
+from lichen.recipes.tasks.streams.folders import START
 from lichen.recipes.tasks.streams.matrix import transfer_of
 from lichen.recipes.tasks.streams.rebased import Rebased
 from lichen.recipes.tasks.streams.scores import Scores, summed
@@ -42,15 +41,14 @@ class Course:
     rebased: Rebased | None
 
 
-def report(periods: PeriodFolders, scores: Scores, folder: RunFolder, course: Course) -> TaskResult:
+def report(scores: Scores, course: Course) -> TaskResult:
     """Score all models on all periods, write what was found, and hand the model in force on to the stream's folder.
 
     Args:
-        periods: The stream's.
-        scores: Of models on periods.
-        folder: The stream's.
+        scores: Of models on periods, each on its base.
         course: How the stream went.
     """
+    periods, folder = scores.periods, scores.folder
     in_force, verdicts, drifts = course.in_force, course.verdicts, course.drifts
     recipe, names = periods.recipe, tuple(in_force)
     rebase = None if recipe.stream is None else recipe.stream.rebase
@@ -89,11 +87,10 @@ def report(periods: PeriodFolders, scores: Scores, folder: RunFolder, course: Co
     if last != START:
         periods.hand_on(last, folder.path)
     alarms = [name for name, drift in drifts.items() if drift is not None and drift.alarm]
-    return _result(periods, scores, course, alarms, there, found)
+    return _result(scores, course, alarms, there, found)
 
 
 def _result(
-    periods: PeriodFolders,
     scores: Scores,
     course: Course,
     alarms: Sequence[str],
@@ -101,7 +98,7 @@ def _result(
     found: Mapping[str, Any],
 ) -> TaskResult:
     """Columns over the test rows of all periods: by the model before each, after each, at the end, and at the start."""
-    in_force, verdicts = course.in_force, course.verdicts
+    periods, in_force, verdicts = scores.periods, course.in_force, course.verdicts
     recipe, names = periods.recipe, tuple(in_force)
     everyone = sorted({str(row["client"]) for rows in there.values() for row in rows})
     before = dict(zip(names, (START, *in_force.values()), strict=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, final
 
 import torch
@@ -44,6 +44,10 @@ class Scores:
     folder: RunFolder
     say: Callable[[str], None]
     last: dict[str, LoadedExperiment] = field(default_factory=dict)
+
+    def with_base(self, period: str, base: str) -> Scores:
+        """The same, where the model of a period is made on a base."""
+        return replace(self, periods=replace(self.periods, bases={**self.periods.bases, period: base}))
 
     def of(self, model: str, period: str, part: Part = "test") -> Tree:
         """Sums over each client's rows, ``(N, ...)``, clients in order of their names.

@@ -9,8 +9,9 @@ their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, final
 
 from lichen.core.errors import LichenError
 from lichen.data.batches.content_digest import records_digest
@@ -86,9 +87,8 @@ def run_stream(recipe: Recipe, folder: RunFolder, say: Say, *, run: RunPeriod) -
         say(f"period {name}: {len(gathered[name].records):,} rows")
     del gathered
     scores = Scores(periods=periods, folder=folder, say=say)
-    watch = DriftWatch(periods=periods, scores=scores, folder=folder)
-    require_base(periods, scores, names)
-    return report(periods, scores, folder, _train(periods, scores, watch, names, say, run))
+    require_base(scores, names)
+    return report(*_train(scores, names, say, run))
 
 
 def _has_clients(recipe: Recipe, name: str, records: Sequence[Record], *, begun: bool) -> bool:
@@ -99,52 +99,101 @@ def _has_clients(recipe: Recipe, name: str, records: Sequence[Record], *, begun:
         raise LichenError(error.what, where=f"period {name}: {error.where}", fix=fix) from None
 
 
-def _train(
-    periods: PeriodFolders, scores: Scores, watch: DriftWatch, names: Sequence[str], say: Say, run: RunPeriod
-) -> Course:
-    stream = periods.recipe.stream
-    assert stream is not None
-    model, in_force, verdicts, drifts = START, dict[str, str](), dict[str, str](), dict[str, PeriodDrift | None]()
-    last, base, rebase = -1, str(periods.recipe.model.name), stream.rebase
-    beginning: float | None = None
-    rebased: Rebased | None = None
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What a period begins with.
+
+    Attributes:
+        model: In force, a period or ``START``.
+        base: What is trained.
+        alarm: Place of the period that had the last alarm, -1 of none.
+    """
+
+    model: str = START
+    base: str
+    alarm: int = -1
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What came of a period.
+
+    Attributes:
+        standing: What the next one begins with.
+        drift: What was found before it was trained on; None where there was nothing to compare with.
+        verdict: Why its own model is not in force; empty where it is.
+        rebased: What another base changed; None where it is on that of before.
+    """
+
+    standing: Standing
+    drift: PeriodDrift | None
+    verdict: str
+    rebased: Rebased | None
+
+
+def _train(scores: Scores, names: Sequence[str], say: Say, run: RunPeriod) -> tuple[Scores, Course]:
+    """How the stream goes, and the scores with the base of each model."""
+    standing, steps = Standing(base=str(scores.periods.recipe.model.name)), dict[str, Step]()
     for place, name in enumerate(names):
         try:
-            scores.of(model, name)  # before it is trained on
-            drift = drifts[name] = watch.of(name, model, names[:place], last)
-            if drift is not None:
-                say(f"period {name}: {drift}{', an alarm' if drift.alarm else ''}")
-            alarm = drift is not None and drift.alarm
-            last = place if alarm else last
-            scores.clear()
-            again = stream.react == "restart" and (alarm or stream.detect == "none")
-            moves, before = rebase if rebase is not None and rebase.period == name else None, base
-            begins = START if again or (moves is not None and moves.how == "restart") else model
-            base = periods.bases[name] = base if moves is None else moves.model
-            if moves is not None:
-                say(f"period {name}: on {base} from here on, {moves.how}")
-                beginning = scores.of_beginning(name, begins)
-                scores.clear()
-            own = periods.recipe_of(name, begins, base)
-            if periods.summary(name) is None:
-                say(f"period {name}: training, from {'the start' if begins == START else begins}")
-                target = periods.of(name)
-                run(own, out=target, resume=(target / "recipe.yaml").exists(), say=say)
-            else:
-                periods.require(name, own)
-            verdict = _verdict(periods, scores, name, model)
-            if moves is not None:
-                rebased = _rebased(moves, scores, model, beginning, accepted=not verdict)
-                base = before if verdict else base
+            scores, steps[name] = _train_one(scores, names[:place], name, standing, say, run)
         except LichenError as error:
             raise LichenError(error.what, where=f"period {name}: {error.where}", fix=error.fix) from None
-        if verdict:
-            verdicts[name] = verdict
-            say(f"period {name}: rolled back to {'the start' if model == START else model}: {verdict}")
-        else:
-            model = name
-        in_force[name] = model
-    return Course(in_force=in_force, verdicts=verdicts, drifts=drifts, rebased=rebased)
+        standing = steps[name].standing
+    return scores, Course(
+        in_force={name: step.standing.model for name, step in steps.items()},
+        verdicts={name: step.verdict for name, step in steps.items() if step.verdict},
+        drifts={name: step.drift for name, step in steps.items()},
+        rebased=next((step.rebased for step in steps.values() if step.rebased is not None), None),
+    )
+
+
+def _train_one(
+    scores: Scores, before: Sequence[str], name: str, standing: Standing, say: Say, run: RunPeriod
+) -> tuple[Scores, Step]:
+    """Score a period, look whether it has drifted, train on it, and say what is in force after it."""
+    stream, model = scores.periods.recipe.stream, standing.model
+    assert stream is not None
+    scores.of(model, name)  # before it is trained on
+    drift = DriftWatch(scores=scores).of(name, model, before, standing.alarm)
+    alarm = drift is not None and drift.alarm
+    if drift is not None:
+        say(f"period {name}: {drift}{', an alarm' if alarm else ''}")
+    scores.clear()
+    moves = stream.rebase if stream.rebase is not None and stream.rebase.period == name else None
+    base = standing.base if moves is None else moves.model
+    anew = stream.react == "restart" and (alarm or stream.detect == "none")
+    begins = START if anew or (moves is not None and moves.how == "restart") else model
+    scores = scores.with_base(name, base)
+    beginning = None
+    if moves is not None:
+        say(f"period {name}: on {base} from here on, {moves.how}")
+        beginning = scores.of_beginning(name, begins)
+        scores.clear()
+    _run_one(scores.periods, name, begins, base, say, run)
+    verdict = _verdict(scores, name, model)
+    if verdict:
+        say(f"period {name}: rolled back to {'the start' if model == START else model}: {verdict}")
+    after = Standing(
+        model=model if verdict else name,
+        base=standing.base if verdict else base,
+        alarm=len(before) if alarm else standing.alarm,
+    )
+    rebased = None if moves is None else _rebased(moves, scores, model, beginning, accepted=not verdict)
+    return scores, Step(standing=after, drift=drift, verdict=verdict, rebased=rebased)
+
+
+def _run_one(periods: PeriodFolders, name: str, begins: str, base: str, say: Say, run: RunPeriod) -> None:
+    """Train on a period, or hold one that is finished against what it would be made from."""
+    own = periods.recipe_of(name, begins, base)
+    if periods.summary(name) is not None:
+        periods.require(name, own)
+        return
+    say(f"period {name}: training, from {'the start' if begins == START else begins}")
+    target = periods.of(name)
+    run(own, out=target, resume=(target / "recipe.yaml").exists(), say=say)
 
 
 def _rebased(moves: RebaseConfig, scores: Scores, model: str, beginning: float | None, *, accepted: bool) -> Rebased:
@@ -161,8 +210,9 @@ def _rebased(moves: RebaseConfig, scores: Scores, model: str, beginning: float |
     )
 
 
-def _verdict(periods: PeriodFolders, scores: Scores, name: str, model: str) -> str:
+def _verdict(scores: Scores, name: str, model: str) -> str:
     """Why a period's result is not accepted beside the model that is in force; empty where it is."""
+    periods = scores.periods
     stream = periods.recipe.stream
     assert stream is not None
     if stream.react != "roll-back":
