@@ -9,13 +9,15 @@ None of these needs torch.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
+
+from collected import run_tables
+from tables import spread
 
 from lichen.present.units import bytes_text, seconds_text
 
@@ -82,11 +84,6 @@ def models(found: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     first = [name for name in out if name.partition("@")[0] in ("base", "alone")]
     first += [name for name in ("FedIT",) if name in out]
     return {name: out[name] for name in (*first, *(name for name in out if name not in first))}
-
-
-def spread(values: list[float], form: str) -> str:
-    """Mean, and the sample deviation where there are several."""
-    return f"{statistics.mean(values):{form}}" + (f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else "")
 
 
 def worst(scores: list[float], *, higher: bool) -> float:
@@ -189,18 +186,7 @@ def draw(name: str, other: str) -> None:
     figure.savefig(HERE / f"{name}.png", dpi=110)
 
 
-def main(words: list[str]) -> None:
-    """By the first word, or what ``--collect`` names."""
-    reads = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    reads.add_argument("--collect", nargs=2, metavar=("NAME", "FOLDER"))
-    reads.add_argument("table", nargs="*", metavar="TABLE NAME [OTHER]")
-    said = reads.parse_args(words)
-    if said.collect:
-        collect(said.collect[0], Path(said.collect[1]))
-    tables = {"models": show_models, "seeds": show_seeds, "draw": draw}
-    if said.table:
-        tables[said.table[0]](*said.table[1:])
-
+TABLES = {"models": show_models, "seeds": show_seeds, "draw": draw}
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_tables(sys.argv[1:], __doc__, collect=collect, tables=TABLES)

@@ -3,25 +3,26 @@
 ``python benchmarks/preferred.py --collect NAME FOLDER`` reads the runs of a ``lichen compare NAME`` and keeps their
 numbers in ``results/NAME/columns.json``, beside those of runs that the folder lacks. ``python benchmarks/preferred.py
 ranks NAME`` prints how each column ranks good above bad rows, ``texts NAME`` what became of good rows and of general
-text, ``rows NAME`` the rows that were learned from and tested on. None of these needs torch.
+text, ``rows NAME`` the good and bad rows of each part, which ``count NAME`` counts. No table needs torch.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
-import statistics
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from collected import run_tables
+from tables import spread
 
 from lichen.present.units import seconds_text
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 COLUMNS = ("federated", "alone", "pooled")
+PARTS = ("train", "valid", "test")
 OVER_ALL = ("preference", "preference.low", "preference.high", "likelihood", "perplexity", "length")
 
 Cell = dict[str, Any]
@@ -47,7 +48,7 @@ def collect(name: str, folder: Path) -> None:
             "before": extra.get("forgotten.before"),
             "after": extra.get("forgotten.after"),
             "clients": summary["clients"],
-            "rows": {part: sum(int(row[part]) for row in rows) for part in ("train", "valid", "test")},
+            "rows": {part: sum(int(row[part]) for row in rows) for part in PARTS},
             "seconds": summary["seconds"],
         }
     cells = {method: dict(sorted(cells[method].items())) for method in sorted(cells)}
@@ -72,15 +73,6 @@ def models(name: str) -> dict[str, dict[str, Cell]]:
                 found.setdefault("base" if column == "base" else word, {})[seed] = numbers
     order = [f"{method}{rest}" for method in read(name) for rest in ("", *(f", {one}" for one in COLUMNS[1:]))]
     return {model: found[model] for model in ("base", *order) if model in found}
-
-
-def spread(values: list[float | None], form: str) -> str:
-    """Mean, and the sample deviation where there are several; empty where nothing is known."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    deviation = f" ± {statistics.stdev(known):{form}}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):{form}}{deviation}"
 
 
 def show_ranks(name: str) -> None:
@@ -115,31 +107,41 @@ def show_texts(name: str) -> None:
         print(f"| {' | '.join([model, str(len(cells)), *texts])} |")
 
 
+def count(name: str) -> None:
+    """Keep how many good and bad rows each person has in each part, of the comparison's rows; nothing is trained."""
+    from lichen.recipes.comparison import read_comparison
+    from lichen.recipes.rows.partition import part
+    from lichen.recipes.rows.preferences import goods_of
+    from lichen.recipes.rows.prepare import gather_all
+
+    comparison = read_comparison([name])
+    recipe = next(method.recipe for method in comparison.methods if method.recipe.preference.kind == "kto")
+    found: dict[str, Any] = {"bad_weight": recipe.preference.bad_weight, "seeds": {}}
+    for seed in comparison.seeds:
+        own = recipe.model_copy(update={"seed": seed})
+        people = part(own, gather_all(own).records).clients_data
+        found["seeds"][str(seed)] = {
+            which: [[int((goods_of(own, getattr(one, which)) == value).sum()) for value in (1, 0)] for one in people]
+            for which in PARTS
+        }
+    out = RESULTS / name / "rows.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found) + "\n", encoding="utf-8")
+
+
 def show_rows(name: str) -> None:
-    """A row a seed: how many people there are, and how many of them have a score."""
-    print("| seed | people | with a score | rows to train on | to choose by | to test |")
+    """A row a seed: good and bad rows in each part, who has no bad one to be tested on, and how they weigh."""
+    found = json.loads((RESULTS / name / "rows.json").read_text("utf-8"))
+    print("| seed | to train on | to choose by | to test | people without a bad test turn | good weigh, by bad |")
     print("|---|---:|---:|---:|---:|---:|")
-    seen: dict[str, Cell] = {}
-    for seeds in read(name).values():
-        seen = {**seeds, **seen}
-    for seed, cell in sorted(seen.items()):
-        rows = [str(cell["rows"][part]) for part in ("train", "valid", "test")]
-        scored = cell["columns"]["federated"]["scored"]
-        print(f"| {' | '.join([seed, str(cell['clients']), str(scored), *rows])} |")
+    for seed, parts in found["seeds"].items():
+        sums = [[sum(one[value] for one in parts[which]) for value in (0, 1)] for which in PARTS]
+        none = sum(bad == 0 for _, bad in parts["test"])
+        texts = [*(f"{good} + {bad}" for good, bad in sums), f"{none} of {len(parts['test'])}"]
+        print(f"| {' | '.join([seed, *texts, format(sums[0][0] / (found['bad_weight'] * sums[0][1]), '.2f')])} |")
 
 
-def main(words: list[str]) -> None:
-    """By the first word, or what ``--collect`` names."""
-    reads = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    reads.add_argument("--collect", nargs=2, metavar=("NAME", "FOLDER"))
-    reads.add_argument("table", nargs="*", metavar="TABLE NAME")
-    given = reads.parse_args(words)
-    if given.collect:
-        collect(given.collect[0], Path(given.collect[1]))
-    tables: dict[str, Callable[[str], None]] = {"ranks": show_ranks, "texts": show_texts, "rows": show_rows}
-    if given.table:
-        tables[given.table[0]](*given.table[1:])
-
+TABLES = {"ranks": show_ranks, "texts": show_texts, "rows": show_rows, "count": count}
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_tables(sys.argv[1:], __doc__, collect=collect, tables=TABLES)

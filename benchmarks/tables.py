@@ -39,9 +39,12 @@ def cells_of(pattern: str, key: str = "config") -> list[dict[str, Any]]:
     return found
 
 
-def spread(values: Sequence[float], form: str = ".3f") -> str:
-    """Mean, and the sample deviation where there are several."""
-    return f"{statistics.mean(values):{form}}" + (f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else "")
+def spread(values: Sequence[float | None], form: str = ".3f") -> str:
+    """Mean, and the sample deviation where there are several; empty where nothing is known."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    return f"{statistics.mean(known):{form}}" + (f" ± {statistics.stdev(known):{form}}" if len(known) > 1 else "")
 
 
 def show(heads: str, rows: Sequence[Sequence[str]], *, words: int = 1) -> None:

@@ -288,4 +288,6 @@ def _why(column: ColumnFacts, roles: Roles) -> str:
         return "tools: their definitions are not given to the model"
     if (not task_of(roles.task).writes or "text" in roles.columns) and _is_small(column):
         return f"could be the label: --label {column.name!r}"
+    if _is_time(column) and "time" not in roles.columns:
+        return f"dates: could be the time, by data.columns.time: {column.name}, where rows come period by period"
     return HOLDS[column.kind]
