@@ -121,13 +121,8 @@ class PreferenceLoss:
 
     @property
     def second_learns(self) -> bool:
-        """Second answers have a gradient."""
+        """Second answers have a gradient, and rows without one say nothing."""
         return self.kind in ("dpo", "spin", "orpo", "simpo")
-
-    @property
-    def needs_second(self) -> bool:
-        """Rows without a second answer say nothing."""
-        return self.second_learns
 
     def counted_R(self, rows: ScoredRows) -> Tensor:
         """Rows that say something, bool."""
@@ -135,7 +130,7 @@ class PreferenceLoss:
         if self.kind == "kto":
             return answered_R
         counted_R = answered_R & rows.good_R
-        return counted_R & (rows.second_tokens_R > 0) if self.needs_second else counted_R
+        return counted_R & (rows.second_tokens_R > 0) if self.second_learns else counted_R
 
     def losses_R(self, rows: ScoredRows) -> Tensor:
         """``(R,)``: each row's loss; what it is of rows that say nothing is no matter."""

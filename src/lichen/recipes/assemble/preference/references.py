@@ -43,12 +43,16 @@ def with_references(experiment: Experiment, state: Path | None) -> Experiment:
     if not experiment.recipe.prefers:
         return experiment
 
+    @cache
+    def origin() -> str:
+        return f"{experiment.model.base} {trees.digest(experiment.start.for_model.flat())}"
+
     def score(part: str, client: int, shard: TextShard, compared: Compared) -> Shard:
         def second() -> TextShard:
             make = partial(own_answers, experiment, shard, client, part)
             how = ("own", client, part, experiment.recipe.seed, experiment.recipe.preference.temperature)
             folder = None if state is None else state / ANSWERS / part
-            return answers_of_tree(stored(experiment, folder, client, shard, make, *how))
+            return answers_of_tree(stored(folder, client, shard, make, origin, *how))
 
         if experiment.recipe.preference.writes_answers and shard.size:
             compared = replace(compared, second=cache(second))
@@ -59,7 +63,7 @@ def with_references(experiment: Experiment, state: Path | None) -> Experiment:
                 return {"scores": torch.from_numpy(reference_scores(experiment, both))}
 
             folder = None if state is None or not shard.size else state / SCORES / part
-            return stored(experiment, folder, client, both, make)["scores"].numpy()
+            return stored(folder, client, both, make, origin)["scores"].numpy()
 
         return replace(both, compared=replace(compared, reference=cache(scores)))
 

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import torch
 
-from lichen.core import tree as trees
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.data.batches.content_digest import shards_digest
 from lichen.data.batches.rows import TextShard
-from lichen.recipes.assemble.experiment import Experiment
 
 __all__ = ["stored"]
 
@@ -21,24 +19,28 @@ _KEY = "key"
 
 
 def stored(
-    experiment: Experiment, folder: Path | None, client: int, shard: TextShard, make: Callable[[], Tree], *how: object
+    folder: Path | None,
+    client: int,
+    shard: TextShard,
+    make: Callable[[], Tree],
+    origin: Callable[[], str],
+    *how: object,
 ) -> Tree:
     """What ``make`` gives, or has given before for the same rows, model and start.
 
     Args:
-        experiment: With the model and what all begin from.
         folder: Of one kind and part of rows; None: nothing is kept.
         client: Whose rows they are.
         shard: The rows.
         make: Computes it.
+        origin: Names the model and what all begin from.
         how: What else it follows from.
     """
     if folder is None:
         return make()
     second = shard.compared.second if shard.compared is not None else None
     rows = shards_digest([shard] if second is None else [shard, second()])
-    start = trees.digest(experiment.start.for_model.flat())
-    digest = hashlib.sha256(f"{experiment.model.base} {start} {rows} {how}".encode()).digest()
+    digest = hashlib.sha256(f"{origin()} {rows} {how}".encode()).digest()
     key, store = torch.tensor(list(digest), dtype=torch.uint8), ClientStore(folder)
     known = store.load((client,), 0)
     if known is not None and torch.equal(known[_KEY][0], key):
