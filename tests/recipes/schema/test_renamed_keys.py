@@ -183,7 +183,12 @@ def test_a_gallery_recipe_by_its_old_names_is_the_same(name: str) -> None:
 
 
 SINCE = {
-    "chat-demo": ["compare.baselines=[base, alone]", "compare.alone_epochs=20", "compare.alone_patience=5"],
+    "chat-demo": [
+        "data.max_rows=200",
+        "compare.baselines=[base, alone]",
+        "compare.alone_epochs=20",
+        "compare.alone_patience=5",
+    ],
     "digits": ["compare.baselines=[alone, pooled]"],
     "reviews-teacher": ["compare.baselines=[no_help, alone]"],
 }
