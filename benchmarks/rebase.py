@@ -66,7 +66,7 @@ def grown(folder: Path) -> tuple[Path, Path]:
     import lichen
 
     rounds = {"old": EARLY, "new": LATE}
-    page = {
+    page: dict[str, Any] = {
         "name": "bases",
         "task": "chat",
         "data": {"name": "sotu", "form": "stream", "max_length": 64, "max_rows": 400, "valid": 0.05, "test": 0.05}
