@@ -24,7 +24,7 @@ from tables import show, spread
 from lichen.present.units import seconds_text
 
 RESULTS = Path(__file__).resolve().parent / "results" / "years"
-METHODS = ("continue", "restart", "replay", "replay-more", "roll-back")
+METHODS = ("continue", "restart", "replay", "replay-more", "roll-back", "roll-back-wide")
 AUTUMN = "2018-09"
 LEAST = 20
 """Rows that somebody has in each season."""
