@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lichen.core.errors import LichenError
+from lichen.recipes.artifacts.distil.learned import learning
+from lichen.recipes.schema.features.periods.answers import NO_ANSWERS, PREFERS, TAKES, writes_no_answers
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.stages.read import Staged, read_page
@@ -52,22 +54,7 @@ def moved_recipe(recipe: Recipe, model: str, how: How, *, rounds: int | None, so
         adapter["init_from"] = str((source / "adapter").absolute())
     if how != "distil":
         return read_recipe(values)
-    first = {**values, "data": _answered(recipe, answers), "compare": {"baselines": []}}
-    for key in (
-        "teacher",
-        "synthetic",
-        "semi",
-        "privacy",
-        "attack",
-        "value",
-        "personal",
-        "fingerprint",
-        "audit",
-        "stream",
-    ):
-        first.pop(key, None)
-    optimizer = {key: value for key, value in values.get("optimizer", {}).items() if key in ("name", "lr")}
-    first |= {"optimizer": optimizer, "federation": {"rounds": 4, "local_epochs": 1, "batch_size": 4}}
+    first = learning(values, recipe, answers)
     second = {key: value for key, value in values.items() if key not in ("model", "name", "question")}
     later = {key: value for key, value in section.items() if key != "name"}
     stages = [
@@ -93,23 +80,6 @@ def _refuse(recipe: Recipe, how: How, source: Path) -> None:
         what = "leaves a part of each adapter with its client, and gives none that is whole"
         raise LichenError(what, where="federation.aggregate", fix="use --how restart")
     if how == "distil" and recipe.prefers:
-        raise LichenError(
-            "learned from better and worse answers, and the old model writes one answer to a question",
-            where="--how distil",
-            fix="use as-is or restart",
-        )
-    if how == "distil" and (not recipe.writes or recipe.data.form in ("plain", "stream")):
-        raise LichenError(
-            "writes no answers to questions, from which another base could learn",
-            where="--how distil",
-            fix="use as-is or restart; distil takes task chat in form transcript, chat or messages",
-        )
-
-
-def _answered(recipe: Recipe, answers: Path) -> dict[str, Any]:
-    """The data of the rows that the old model wrote: one owner, in the old run's form."""
-    data = recipe.data.model_dump(mode="json", exclude_defaults=True)
-    own: dict[str, Any] = {key: data[key] for key in ("max_length", "system", "template", "thinking") if key in data}
-    own["form"] = "chat" if recipe.data.form == "messages" else recipe.data.form
-    columns = {"client": "client", "prompt": "prompt", "completion": "completion"}
-    return {**own, "name": str(answers.absolute()), "columns": columns, "valid": 0.1, "test": 0.1}
+        raise LichenError(PREFERS, where="--how distil", fix="use as-is or restart")
+    if how == "distil" and writes_no_answers(recipe):
+        raise LichenError(NO_ANSWERS, where="--how distil", fix=TAKES)

@@ -28,12 +28,12 @@ from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.core.store import load_tree
 from lichen.core.wire.shared import Shared
+from lichen.recipes.artifacts.distil.answers import ANSWERS, questions, write_answers
 from lichen.recipes.artifacts.inputs import inputs_of, require_same
 from lichen.recipes.artifacts.use import open_models
 from lichen.recipes.assemble.bases.fit import require_fit
 from lichen.recipes.assemble.class_names import class_names
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
-from lichen.recipes.rebase.answers import questions, write_answers
 from lichen.recipes.rebase.gate import Answer, Verdict, answer_of, judge
 from lichen.recipes.rebase.moved import How, moved_recipe
 from lichen.recipes.run import run
@@ -44,7 +44,7 @@ from lichen.recipes.stages.read import Staged, write_page
 
 __all__ = ["rebase"]
 
-REPORT, ANSWERS = "rebase.json", "answers.jsonl"
+REPORT = "rebase.json"
 
 
 @final
@@ -142,13 +142,13 @@ def rebase(
     require_same(old, recipe, inputs_of(loaded))
     if not isinstance(planned, Staged):
         _require_owners([one.name for one in loaded.clients_data], open_recipe(planned))  # or says what does not fit
-    prompted = questions(loaded.public_split.unlabelled, prompts) if how == "distil" else ()
+    prompted = questions(loaded.public_split.unlabelled, prompts, where="--prompts") if how == "distil" else ()
     anew = _claim(new, planned)
     with tempfile.TemporaryDirectory(prefix="lichen-rebase-") as aside:
         before = answer_of(loaded, _learned(old), Path(aside))
         if prompted:
             try:
-                write_answers(new / ANSWERS, recipe, joined, tokenizer, prompted, say=say)
+                write_answers(new / ANSWERS, recipe, joined, tokenizer, prompted, where="--how distil", say=say)
             except LichenError:
                 if anew:
                     (new / "recipe.yaml").unlink()

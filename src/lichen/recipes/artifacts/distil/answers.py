@@ -1,4 +1,4 @@
-"""Lets the model on the old base answer questions that are nobody's: what another base learns from.
+"""Lets the model on an old base answer questions that are nobody's: what another base learns from.
 
 Learning from what a teacher is likeliest to write needs no tokens in common, so that any base can take over from any
 other (sequence-level distillation). The texts are taken token by token where the paper searches with a beam.
@@ -23,18 +23,22 @@ from lichen.data.sources.records import Record, load_records
 from lichen.recipes.artifacts.sampling import Sampling, ask_ids, end_ids, generate_text
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["questions", "write_answers"]
+__all__ = ["ANSWERS", "questions", "write_answers"]
+
+ANSWERS = "answers.jsonl"
+"""The file of the answers, in the folder of what learns them. It is private: a model may repeat what it learned."""
 
 LEAST = 10
 """Answers that can be split into rows to train on, to choose by and to test."""
 
 
-def questions(public: Sequence[Record], file: Path | None) -> tuple[str, ...]:
+def questions(public: Sequence[Record], file: Path | None, *, where: str) -> tuple[str, ...]:
     """The questions, each once: of a file, or of the recipe's public rows.
 
     Args:
         public: The old run's public rows.
         file: Rows with a column `prompt`.
+        where: What names the file, for errors.
 
     Raises:
         LichenError: if they are too few.
@@ -44,14 +48,14 @@ def questions(public: Sequence[Record], file: Path | None) -> tuple[str, ...]:
         try:
             rows = load_records(str(file), columns={"text": ("prompt",)}, empty="keep")
         except LichenError as error:
-            where = f"--prompts {file}" if error.where.startswith("data.") else f"--prompts: {error.where}"
-            raise LichenError(error.what, where=where, fix=error.fix) from None
+            place = f"{where} {file}" if error.where.startswith("data.") else f"{where}: {error.where}"
+            raise LichenError(error.what, where=place, fix=error.fix) from None
         records = [replace(row, prompt=row.text) for row in rows]
     found = tuple(dict.fromkeys(prompt for record in records if (prompt := prompt_of(record))))
     if len(found) < LEAST:
         raise LichenError(
             f"{len(found)} questions are not enough to learn from",
-            where="--prompts" if file is None else f"--prompts {file}",
+            where=where if file is None else f"{where} {file}",
             fix=f"name a file with {LEAST} rows or more, with a column prompt, that are nobody's in the federation",
         )
     return found
@@ -64,6 +68,7 @@ def write_answers(
     tokenizer: Any,
     prompts: Sequence[str],
     *,
+    where: str,
     say: Callable[[str], None],
 ) -> int:
     """Write the model's answers, a row each; how many there are. A file that is there is left as it is.
@@ -74,6 +79,7 @@ def write_answers(
         writer: The model on the old base.
         tokenizer: Its tokenizer.
         prompts: The questions.
+        where: What asks for answers, for errors.
         say: Called with lines of progress.
 
     Raises:
@@ -90,6 +96,6 @@ def write_answers(
             rows.append(json.dumps({"client": "server", "prompt": prompt, "completion": text}))
     if len(rows) < LEAST:
         what = f"the model answers {len(rows)} of {len(prompts)} questions with a word, too few to learn from"
-        raise LichenError(what, where="--how distil", fix="ask more questions, or use as-is or restart")
+        raise LichenError(what, where=where, fix="ask more questions, or use as-is or restart")
     write_atomic(file, ("\n".join(rows) + "\n").encode())
     return len(rows)
