@@ -22,6 +22,7 @@ FILES = (
     "data.template",
     "data.cards",
     "fingerprint.secrets",
+    "stream.rebase.prompts",
     "teacher.endpoint.filter.names",
     "synthetic.endpoint.filter.names",
     "cache_dir",

@@ -11,6 +11,7 @@ from pathlib import Path
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.core.files.manifest import MANIFEST
+from lichen.recipes.artifacts.distil.answers import ANSWERS
 from lichen.recipes.schema.read import MOVABLE, different_keys, recipe_of, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
 
@@ -34,8 +35,8 @@ def move(folder: Path, recipe: Recipe) -> Callable[[], None]:
     """
     own = recipe_of(folder)
     changed = different_keys(own, recipe)
-    movable = (*MOVABLE, "stream.rebase") if _base_is_to_come(folder, own, recipe) else MOVABLE
-    if others := [key for key in changed if key not in movable]:
+    free = (*MOVABLE, "stream.rebase") if _base_is_to_come(folder, own, recipe) else MOVABLE
+    if others := [key for key in changed if not any(f"{key}.".startswith(f"{one}.") for one in free)]:
         raise LichenError(
             f"was made by another recipe: {', '.join(others[:6])} {'differ' if len(others) > 1 else 'differs'}",
             where=str(folder),
@@ -49,10 +50,13 @@ def move(folder: Path, recipe: Recipe) -> Callable[[], None]:
 
 
 def _base_is_to_come(folder: Path, own: Recipe, recipe: Recipe) -> bool:
-    """Whether a stream is given another base for a period that is not finished."""
-    if own.stream is None or own.stream.rebase is not None or recipe.stream is None or recipe.stream.rebase is None:
+    """Whether a stream is given another base for a period that is not finished, and goes on none yet."""
+    before, after = (None if one.stream is None else one.stream.rebase for one in (own, recipe))
+    if own.stream is None or after is None or (folder / "periods" / after.period / MANIFEST).exists():
         return False
-    return not (folder / "periods" / recipe.stream.rebase.period / MANIFEST).exists()
+    return before is None or not (
+        (folder / "periods" / before.period).exists() or (folder / "distilled" / ANSWERS).exists()
+    )
 
 
 def _give(folder: Path, before: Recipe, recipe: Recipe) -> None:

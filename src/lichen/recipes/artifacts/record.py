@@ -51,5 +51,7 @@ def end_record(run: Path, record: Record, recipe: Recipe, signer: Signer | None 
 
 def seal_run(run: Path) -> None:
     """Write down the digests of a finished run's own files, last of all."""
-    own = files_in(run, but=("state/", "merged/", "periods/", "crash.txt", "adapter/README.md", SEAL, "."))
+    own = files_in(
+        run, but=("state/", "merged/", "periods/", "distilled/", "crash.txt", "adapter/README.md", SEAL, ".")
+    )
     seal(run, SEAL, [*own, *(name for name in ("state/final.safetensors",) if (run / name).exists())])

@@ -307,6 +307,12 @@ READS: tuple[Read, ...] = (
         fix="remove it, or stream.period",
     ),
     Read(
+        keys=("stream.rebase.prompts",),
+        when=lambda r: r.stream.rebase.how == "distil",
+        what=lambda r: f"how: {r.stream.rebase.how} asks nothing",
+        fix="remove it, or set stream.rebase.how: distil",
+    ),
+    Read(
         keys=("stream.replay_share",),
         when=lambda r: r.stream.replay > 0,
         what=lambda _: "no row of the past is trained on again",

@@ -50,6 +50,7 @@ _PATHS = (
     ("model", "name"),
     ("model", "adapter", "init_from"),
     ("stream", "rebase", "model"),
+    ("stream", "rebase", "prompts"),
     ("teacher", "name"),
     ("synthetic", "name"),
     ("synthetic", "embedder"),
@@ -58,7 +59,14 @@ _PATHS = (
 )
 
 
-MOVABLE = ("data.name", "model.name", "model.adapter.init_from", "stream.rebase.model", "cache_dir")
+MOVABLE = (
+    "data.name",
+    "model.name",
+    "model.adapter.init_from",
+    "stream.rebase.model",
+    "stream.rebase.prompts",
+    "cache_dir",
+)
 """Keys that say where something lies, and may change while a run goes on."""
 
 

@@ -48,10 +48,17 @@ class RebaseConfig(Section):
         description="the new base: catalog name, local folder, GGUF file or hub id; other keys of `model` hold for it",
         examples=["newer/"],
     )
-    how: Literal["as-is", "restart"] = Field(
+    how: Literal["as-is", "distil", "restart"] = Field(
         default="as-is",
         description="what its first period begins from; `as-is`: the adapter in force, on a base of the same "
-        "vocabulary and shapes; `restart`: a new adapter",
+        "vocabulary and shapes; `distil`: an adapter that has learned, at the server, what the model in force answers; "
+        "`restart`: a new adapter",
+    )
+    prompts: str | None = Field(
+        default=None,
+        min_length=1,
+        description="distil: a file of rows with a column `prompt`, nobody's in the federation, which are asked",
+        examples=["questions.jsonl"],
     )
 
     _named = field_validator("period", mode="before")(_as_text)

@@ -21,10 +21,13 @@ from lichen.recipes.rows.periods import only_period
 from lichen.recipes.schema.read import MOVABLE, different_keys, recipe_of
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["START", "PeriodFolders"]
+__all__ = ["DISTILLED", "START", "PeriodFolders"]
 
 START = "start"
 """The model that the first period begins from, among the names of periods."""
+
+DISTILLED = "distilled"
+"""What learned the answers of the model in force before another base, among them, and its folder beside theirs."""
 
 _FINAL = "state/final.safetensors"
 
@@ -50,6 +53,11 @@ class PeriodFolders:
         """The run's folder of one period."""
         return self.root / period
 
+    @property
+    def distilled(self) -> Path:
+        """The folder of the run that learned the answers of a model on the base before."""
+        return self.root.parent / DISTILLED
+
     def base_of(self, model: str) -> str:
         """The base that a model was made on.
 
@@ -63,7 +71,7 @@ class PeriodFolders:
 
         Args:
             period: Its name.
-            model: The period that the model came out of, or :data:`START`.
+            model: The period that the model came out of, :data:`START` or :data:`DISTILLED`.
             base: What the period is trained on.
         """
         first = period == next(iter(self.digests))
@@ -71,7 +79,8 @@ class PeriodFolders:
         own = on_base(own.model_copy(update={"name": f"{self.recipe.name} {period}"}), base)
         if model == START:
             return own
-        adapter = own.model.adapter.model_copy(update={"init_from": str((self.of(model) / "adapter").absolute())})
+        source = self.distilled if model == DISTILLED else self.of(model)
+        adapter = own.model.adapter.model_copy(update={"init_from": str((source / "adapter").absolute())})
         return own.model_copy(update={"model": own.model.model_copy(update={"adapter": adapter})})
 
     def summary(self, period: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""A stream that goes on another base from some period on: the adapter in force as it is, or a new one.
+"""A stream that goes on another base from some period on: the adapter in force as it is, distilled, or a new one.
 
 What fits is looked at before anything is trained. Scores of language models are by token, so that their bases must have
 one vocabulary; scores by row compare any two bases. A model is always scored on the base that it was made on.
@@ -23,6 +23,7 @@ from lichen.recipes.assemble.bases.fit import require_fit
 from lichen.recipes.assemble.bases.in_force import on_base
 from lichen.recipes.assemble.model import foundation_of
 from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.tasks.streams.distilled import require_questions
 from lichen.recipes.tasks.streams.scores import Scores
 
 __all__ = ["Rebased", "require_base"]
@@ -37,6 +38,8 @@ class Rebased:
         period: Its name.
         model: The new base.
         how: What its run begins from, as the recipe says it.
+        begins: The model that is: a period, ``START`` or ``DISTILLED``.
+        answers: How many were learned; None where none were.
         before: Of the model in force before it, on the base that it was made on.
         beginning: Of what its run begins from, on the new base.
         after: Of what it ended with.
@@ -46,18 +49,21 @@ class Rebased:
     period: str
     model: str
     how: str
+    begins: str
+    answers: int | None
     before: float | None
     beginning: float | None
     after: float | None
     accepted: bool
 
-    def as_dict(self) -> dict[str, str | float | None]:
+    def as_dict(self) -> dict[str, str | int | float | None]:
         """As JSON holds it."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def summary(self) -> dict[str, str | float | None]:
         """As the summary holds it."""
-        went = "" if self.accepted else ", rolled back"
+        went = "" if self.answers is None else f", from {self.answers} answers"
+        went += "" if self.accepted else ", rolled back"
         return {
             "stream.rebased": f"{self.period}: {Path(self.model).name or self.model}, {self.how}{went}",
             "stream.rebased.before": self.before,
@@ -99,6 +105,7 @@ def require_base(scores: Scores, names: Sequence[str]) -> None:
         resolve_model(rebase.model)
     except LichenError as error:
         raise LichenError(error.what, where="stream.rebase.model", fix=error.fix) from None
+    require_questions(recipe, periods.distilled)
     _require_fit(recipe, on_base(recipe, rebase.model), where, same=rebase.how == "as-is")
     try:
         scores.open(rebase.period, rebase.model)  # or says which layer is not there

@@ -15,7 +15,7 @@ from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import metric_of, values_N
 from lichen.recipes.tasks.outcome import TaskResult
 from lichen.recipes.tasks.streams.drift import PeriodDrift
-from lichen.recipes.tasks.streams.folders import START
+from lichen.recipes.tasks.streams.folders import DISTILLED, START, PeriodFolders
 from lichen.recipes.tasks.streams.matrix import transfer_of
 from lichen.recipes.tasks.streams.rebased import Rebased
 from lichen.recipes.tasks.streams.scores import Scores, summed
@@ -81,6 +81,7 @@ def report(scores: Scores, course: Course) -> TaskResult:
         **transfer.as_dict(),
         **({"on_new_base": periods.base_of(last) != recipe.model.name} if rebase else {}),
         **({"rebased": course.rebased.as_dict()} if course.rebased else {}),
+        **_distilled(periods, course.rebased),
     }
     folder.write_json(PERIODS, found)
     stream_png(folder.path / "periods.png", found, title=recipe.name)
@@ -88,6 +89,13 @@ def report(scores: Scores, course: Course) -> TaskResult:
         periods.hand_on(last, folder.path)
     alarms = [name for name, drift in drifts.items() if drift is not None and drift.alarm]
     return _result(scores, course, alarms, there, found)
+
+
+def _distilled(periods: PeriodFolders, rebased: Rebased | None) -> dict[str, Any]:
+    """Which run learned the answers; nothing where none did."""
+    if rebased is None or rebased.begins != DISTILLED:
+        return {}
+    return {"distilled": {"record_sha256": sha256_of(periods.distilled / RECORD)}}
 
 
 def _result(

@@ -88,7 +88,7 @@ class Scores:
 
         Args:
             period: Its name.
-            model: What its adapter begins from: that of a period, or :data:`START`.
+            model: What its adapter begins from: that of a period, ``DISTILLED``, or :data:`START`.
         """
 
         def score() -> Tree:

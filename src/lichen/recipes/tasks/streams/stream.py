@@ -24,8 +24,9 @@ from lichen.recipes.rows.prepare import gather_periods
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.schema.sections.stream import RebaseConfig
 from lichen.recipes.tasks.outcome import TaskResult
+from lichen.recipes.tasks.streams.distilled import count_answers, distil
 from lichen.recipes.tasks.streams.drift import DriftWatch, PeriodDrift
-from lichen.recipes.tasks.streams.folders import START, PeriodFolders
+from lichen.recipes.tasks.streams.folders import DISTILLED, START, PeriodFolders
 from lichen.recipes.tasks.streams.rebased import Rebased, require_base
 from lichen.recipes.tasks.streams.report import Course, report
 from lichen.recipes.tasks.streams.scores import Scores
@@ -166,10 +167,15 @@ def _train_one(
     base = standing.base if moves is None else moves.model
     anew = stream.react == "restart" and (alarm or stream.detect == "none")
     begins = START if anew or (moves is not None and moves.how == "restart") else model
+    if moves is not None:
+        say(f"period {name}: on {base} from here on, {moves.how}")
+        if moves.how == "distil" and not anew:
+            if scores.periods.summary(name) is None:
+                distil(scores, name, model, base, say, run)
+            begins = DISTILLED
     scores = scores.with_base(name, base)
     beginning = None
     if moves is not None:
-        say(f"period {name}: on {base} from here on, {moves.how}")
         beginning = scores.of_beginning(name, begins)
         scores.clear()
     _run_one(scores.periods, name, begins, base, say, run)
@@ -181,7 +187,7 @@ def _train_one(
         base=standing.base if verdict else base,
         alarm=len(before) if alarm else standing.alarm,
     )
-    rebased = None if moves is None else _rebased(moves, scores, model, beginning, accepted=not verdict)
+    rebased = None if moves is None else _rebased(moves, scores, model, begins, beginning, accepted=not verdict)
     return scores, Step(standing=after, drift=drift, verdict=verdict, rebased=rebased)
 
 
@@ -191,18 +197,23 @@ def _run_one(periods: PeriodFolders, name: str, begins: str, base: str, say: Say
     if periods.summary(name) is not None:
         periods.require(name, own)
         return
-    say(f"period {name}: training, from {'the start' if begins == START else begins}")
+    source = {START: "the start", DISTILLED: "what learned the answers"}.get(begins, begins)
+    say(f"period {name}: training, from {source}")
     target = periods.of(name)
     run(own, out=target, resume=(target / "recipe.yaml").exists(), say=say)
 
 
-def _rebased(moves: RebaseConfig, scores: Scores, model: str, beginning: float | None, *, accepted: bool) -> Rebased:
+def _rebased(
+    moves: RebaseConfig, scores: Scores, model: str, begins: str, beginning: float | None, *, accepted: bool
+) -> Rebased:
     before, after = (scores.mean(one, moves.period) for one in (model, moves.period))
     scores.clear()
     return Rebased(
         period=moves.period,
         model=moves.model,
         how=moves.how,
+        begins=begins,
+        answers=count_answers(scores.periods.distilled) if begins == DISTILLED else None,
         before=before,
         beginning=beginning,
         after=after,

@@ -7,12 +7,18 @@ from typing import Any
 
 from lichen.declared import Need, Paper, Property
 from lichen.recipes.schema.features.feature import Clash, of_shared_model
+from lichen.recipes.schema.features.periods.answers import NO_ANSWERS, PREFERS, TAKES, writes_no_answers
 
 __all__ = ["STREAM"]
 
 
 def _clash(key: str, used: Callable[[Any], object], what: str, fix: str = "", *, where: str = "") -> Clash:
     return Clash(other=key, used=used, what=what, fix=fix or f"remove it, or {key}", where=where or key)
+
+
+def _distils(recipe: Any) -> bool:
+    rebase = recipe.stream.rebase
+    return rebase is not None and rebase.how == "distil"
 
 
 STREAM = (
@@ -67,11 +73,21 @@ STREAM = (
                 "stream.rebase.how",
                 lambda r: (
                     r.stream.rebase is not None
-                    and r.stream.rebase.how == "as-is"
+                    and r.stream.rebase.how != "restart"
                     and (r.stream.react, r.stream.detect) == ("restart", "none")
                 ),
                 "every period begins anew, so that no adapter goes on another base",
                 "use how: restart, or another stream.react",
+            ),
+            _clash("stream.rebase.how", lambda r: _distils(r) and r.prefers, PREFERS, "use as-is or restart"),
+            _clash(
+                "stream.rebase.how", lambda r: _distils(r) and not r.prefers and writes_no_answers(r), NO_ANSWERS, TAKES
+            ),
+            _clash(
+                "stream.rebase.prompts",
+                lambda r: _distils(r) and r.stream.rebase.prompts is None,
+                "a stream has no public rows whose questions could be asked",
+                "name a file of rows with a column prompt, that are nobody's in the federation",
             ),
             _clash(
                 "stream.rebase.model",
