@@ -29,6 +29,8 @@ from lichen.recipes.plan.estimate import Cost, Estimate, Memory, disk_of
 from lichen.recipes.plan.flops import Flops, counted
 from lichen.recipes.plan.masks import masked_rounds
 from lichen.recipes.plan.memory import MemoryMeter
+from lichen.recipes.plan.preference import ANSWERS as OWN_ANSWERS
+from lichen.recipes.plan.preference import NOTE, ONCE, once, once_bytes
 from lichen.recipes.plan.profiler import Profiler
 from lichen.recipes.plan.synthetic import with_writing
 from lichen.recipes.plan.timing import Rate
@@ -92,9 +94,13 @@ def estimate_adapt(
     start = time.perf_counter() - start_time
     weights = weights_of(loaded.foundation) if loaded.foundation is not None else {}
     base = resident_bytes(loaded.foundation) if weights else 0
-    work_items: WorkItems = budget(loaded.experiment, invitations(loaded.experiment))
+    invited = invitations(loaded.experiment)
+    work_items: WorkItems = budget(loaded.experiment, invited)
     if recipe.writes:
         work_items = _with_extras(loaded, work_items)
+    prepared = once(loaded.experiment, invited, tuple(work_items))
+    retained = once_bytes(loaded.experiment, invited, tuple(work_items))
+    work_items = {**{name: (item,) for name, item in prepared.items()}, **work_items}
     tensors = loaded.experiment.start
 
     def flops() -> Flops:
@@ -105,7 +111,9 @@ def estimate_adapt(
     starts = 1 + len(recipe.optimizer.lr) if recipe.engine_kind.nodes else 1
     frozen = sum(count for name, count in weights.items() if name not in tensors.trainable)
     notes = found.notes if not recipe.writes or recipe.unsafe_requests is None else (*found.notes, ANSWERS)
-    found = replace(found, start=start * starts, frozen=frozen, read=loaded.read, notes=notes)
+    notes = (*notes, NOTE) if OWN_ANSWERS in work_items else notes
+    disk = replace(found.disk, private=found.disk.private + retained)
+    found = replace(found, start=start * starts, frozen=frozen, read=loaded.read, notes=notes, disk=disk)
     return with_writing(found, loaded, folder, say)
 
 
@@ -167,6 +175,7 @@ def estimate_columns(
     ranks = engine.nodes if kind.ranks else 1
     say("counting operations")
     operations = flops()
+    rounds = tuple(name for name in work_items if name not in ONCE)
     sent = traffic(experiment, invited, train_up=found.train_up, score_up=found.score_up)
     columns = {name: _cost(parts, found.rates, operations, ranks) for name, parts in work_items.items()}
     notes, memory = list[str](), found.memory
@@ -210,13 +219,13 @@ def estimate_columns(
         frozen=0,
         bytes=sent,
         memory=replace(memory, copies=engine.nodes if kind.nodes else ranks - 1),
-        disk=disk_of(experiment, found.private, tuple(work_items), own=found.own, invited=invited, sent=found.train_up),
+        disk=disk_of(experiment, found.private, rounds, own=found.own, invited=invited, sent=found.train_up),
         columns=columns,
         start=0.0,
         notes=tuple(notes),
         privacy=promised(whole.server, _numbers(experiment)),
         masks=None if masks is None else masks.facts,
-        seen=planned(experiment, invited, tuple(work_items)),
+        seen=planned(experiment, invited, rounds),
         rooms=device_tiers(experiment, client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"]),
     )
 

@@ -13,9 +13,10 @@ from lichen.core.tree import Tree
 from lichen.data.batches.content_digest import shards_digest
 from lichen.data.batches.rows import TextShard
 
-__all__ = ["stored"]
+__all__ = ["KEY", "KEY_BYTES", "stored"]
 
-_KEY = "key"
+KEY, KEY_BYTES = "key", 32
+"""What stands beside the tensors: a SHA-256."""
 
 
 def stored(
@@ -43,8 +44,8 @@ def stored(
     digest = hashlib.sha256(f"{origin()} {rows} {how}".encode()).digest()
     key, store = torch.tensor(list(digest), dtype=torch.uint8), ClientStore(folder)
     known = store.load((client,), 0)
-    if known is not None and torch.equal(known[_KEY][0], key):
-        return {name: x[0] for name, x in known.items() if name != _KEY}
+    if known is not None and torch.equal(known[KEY][0], key):
+        return {name: x[0] for name, x in known.items() if name != KEY}
     made = make()
-    store.stage((client,), 0, {name: x[None] for name, x in {**made, _KEY: key}.items()})
+    store.stage((client,), 0, {name: x[None] for name, x in {**made, KEY: key}.items()})
     return made
