@@ -301,7 +301,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "no such period": ({"stream": {"period": "2017-04"}}, "stream.period", "has no rows of '2017-04'"),
     "no adapter of PEFT's": ({"model": {"adapter": {"kind": "bitfit"}}}, "model.adapter.kind", "has no form"),
     "a patch": ({"federation": {"aggregate": "flora"}}, "federation.aggregate", "leaves more than an adapter"),
-    "noise": ({"privacy": {"secure": True}}, "privacy", "what each period spends"),
+    "masks": ({"privacy": {"secure": True}}, "privacy", "under masks nobody learns one client's score"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lichen.declared import Need, Paper, Property
@@ -13,12 +14,17 @@ __all__ = ["STREAM"]
 
 
 def _clash(key: str, used: Callable[[Any], object], what: str, fix: str = "", *, where: str = "") -> Clash:
-    return Clash(other=key, used=used, what=what, fix=fix or f"remove it, or {key}", where=where or key)
+    return Clash(other=key, used=used, what=what, fix=fix or "remove it, or stream", where=where or key)
 
 
 def _distils(recipe: Any) -> bool:
     rebase = recipe.stream.rebase
     return rebase is not None and rebase.how == "distil"
+
+
+def _in_all(used: Callable[[Any], object], recipe: Any) -> bool:
+    """Whether a key is in use where all periods are trained, one after the other."""
+    return recipe.streams and bool(used(recipe))
 
 
 STREAM = (
@@ -101,13 +107,23 @@ STREAM = (
                     ("teacher", lambda r: r.teacher is not None, "a teacher is of one run"),
                     ("synthetic", lambda r: r.synthetic is not None, "written rows are of one run"),
                     ("semi", lambda r: r.semi is not None, "rows without labels are of one run"),
-                    ("privacy", lambda r: r.privacy is not None, "what each period spends is not added up yet"),
+                    ("privacy", lambda r: r.noised is not None, "what each period spends is not added up yet"),
                     ("audit", lambda r: r.audit is not None, "canaries are of one run"),
-                    ("value", lambda r: r.value is not None, "values of several periods are not added up yet"),
-                    ("personal", lambda r: r.personal is not None, "own models do not go on to the next period"),
                     ("fingerprint", lambda r: r.fingerprint is not None, "secret pairs are of one run"),
                     ("data.labels", lambda r: r.data.labels is not None, "labels are hidden within one run"),
                     ("data.cards", lambda r: r.data.cards is not None, "cards of clients are of one run"),
+                )
+            ),
+            *(
+                _clash(key, partial(_in_all, used), what, "remove it, or train one period alone: stream.period")
+                for key, used, what in (
+                    (
+                        "privacy",
+                        lambda r: r.masked is not None,
+                        "a stream scores every client by itself, and under masks nobody learns one client's score",
+                    ),
+                    ("value", lambda r: r.value is not None, "values of several periods are not added up yet"),
+                    ("personal", lambda r: r.personal is not None, "own models do not go on to the next period"),
                     (
                         "federation.reward",
                         lambda r: r.federation.reward != "none",
