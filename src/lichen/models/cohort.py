@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any, Self
 
 import torch
@@ -33,11 +34,22 @@ from lichen.models.packing.frozen_prefix import FrozenPrefix
 
 __all__ = ["Cohort", "flat_inputs", "group_of"]
 
+LOCAL = "local"
+"""Stands for the name of a model that lies in a folder."""
+
 
 def group_of(name: str, tree: Tree) -> str:
-    """A short name for "these messages stack": the model's, and a digest of its trainable shapes."""
+    """A short name for "these messages stack": the model's, and a digest of its trainable shapes.
+
+    It crosses in each message. Where a model lies is another path on each machine, and stands for nothing: a model of a
+    folder is ``local`` everywhere, so that its messages have the same bytes.
+
+    >>> group_of("smollm", {}) == group_of("/home/ada/smollm", {}).replace("local", "smollm")
+    True
+    """
     shapes = "|".join(f"{key}{tuple(tree[key].shape)}" for key in sorted(tree))
-    return f"{name}/{hashlib.sha256(shapes.encode()).hexdigest()[:12]}"
+    named = LOCAL if PurePath(name).is_absolute() or name.startswith(("~", ".")) else name
+    return f"{named}/{hashlib.sha256(shapes.encode()).hexdigest()[:12]}"
 
 
 def flat_inputs(batch: Batch) -> dict[str, Tensor]:
