@@ -205,7 +205,7 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "for nothing": ({}, {"how": "restart"}, "stream.rebase.prompts", "asks nothing"),
     "no answers": ({"data": {"form": "plain"}}, {}, "stream.rebase.how", "writes no answers"),
     "labels": ({"task": "classify"}, {}, "stream.rebase.how", "writes no answers"),
-    "preferences": ({"task": "prefer", "prefer": {"kind": "spin"}}, {}, "stream.rebase.how", "better and worse"),
+    "preferences": ({"task": "prefer", "prefer": {"kind": "spin"}}, {}, "task", "scores of several do not compare"),
     "anew in any case": ({"stream": {"react": "restart"}}, {}, "stream.rebase.how", "every period begins anew"),
 }
 

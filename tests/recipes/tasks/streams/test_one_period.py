@@ -59,3 +59,14 @@ def test_noise_is_refused_beside_one_period_too(home: Path) -> None:
         with pytest.raises(LichenError, match="what each period spends") as caught:
             read_recipe(stream(home / "model", home / "two.jsonl", stream=alone, **noise))
         assert (caught.value.where, caught.value.fix) == ("privacy", "remove it, or stream")
+
+
+def test_preferences_are_learned_in_one_period_alone(home: Path) -> None:
+    page = stream(home / "model", home / "two.jsonl", prefer={"kind": "spin"}) | {"task": "prefer"}
+    with pytest.raises(LichenError, match="scores of several do not compare") as caught:
+        read_recipe(page)
+    assert (caught.value.where, caught.value.fix) == (
+        "task",
+        "use task: chat, or train one period alone: stream.period",
+    )
+    read_recipe(page, [f"stream.period={MONTHS[0]}"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from lichen.declared import Need, Paper, Property
 from lichen.recipes.schema.features.feature import Clash, of_shared_model
-from lichen.recipes.schema.features.periods.answers import NO_ANSWERS, PREFERS, TAKES, writes_no_answers
+from lichen.recipes.schema.features.periods.answers import NO_ANSWERS, TAKES, writes_no_answers
 
 __all__ = ["STREAM"]
 
@@ -52,6 +52,12 @@ STREAM = (
                 "use task: classify or chat",
             ),
             _clash(
+                "task",
+                lambda r: r.streams and r.prefers,
+                "each period's run holds answers against what it begins from, so that scores of several do not compare",
+                "use task: chat, or train one period alone: stream.period",
+            ),
+            _clash(
                 "data.classes",
                 lambda r: r.classifies and not r.data.classes,
                 "a period may have no row of some class, and all periods must have the same ones",
@@ -85,10 +91,7 @@ STREAM = (
                 "every period begins anew, so that no adapter goes on another base",
                 "use how: restart, or another stream.react",
             ),
-            _clash("stream.rebase.how", lambda r: _distils(r) and r.prefers, PREFERS, "use as-is or restart"),
-            _clash(
-                "stream.rebase.how", lambda r: _distils(r) and not r.prefers and writes_no_answers(r), NO_ANSWERS, TAKES
-            ),
+            _clash("stream.rebase.how", lambda r: _distils(r) and writes_no_answers(r), NO_ANSWERS, TAKES),
             _clash(
                 "stream.rebase.prompts",
                 lambda r: _distils(r) and r.stream.rebase.prompts is None,
