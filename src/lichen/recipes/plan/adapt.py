@@ -25,7 +25,7 @@ from lichen.recipes.assemble.sides.personal import stages_of
 from lichen.recipes.assemble.sides.privacy import for_timing
 from lichen.recipes.assemble.sides.stated_privacy import promised
 from lichen.recipes.assemble.workload import heaviest, pooled_experiment
-from lichen.recipes.plan.estimate import Cost, Estimate, Memory, disk_of
+from lichen.recipes.plan.estimate import MODELS, Cost, Estimate, Memory, disk_of
 from lichen.recipes.plan.flops import Flops, counted
 from lichen.recipes.plan.masks import masked_rounds
 from lichen.recipes.plan.memory import MemoryMeter
@@ -77,7 +77,13 @@ class _Measured:
 
 
 def estimate_adapt(
-    recipe: Recipe, folder: Path, meter: MemoryMeter, say: Callable[[str], None], seconds: float
+    recipe: Recipe,
+    folder: Path,
+    meter: MemoryMeter,
+    say: Callable[[str], None],
+    seconds: float,
+    *,
+    extra: Callable[[LoadedExperiment], WorkItems] = lambda _: {},
 ) -> Estimate:
     """Open the recipe as a run does, then :func:`estimate_columns`.
 
@@ -87,6 +93,7 @@ def estimate_adapt(
         meter: The device's memory.
         say: Called with lines of progress.
         seconds: About how long each kind of work is timed.
+        extra: What is scored beside the run, as columns of their own.
     """
     start_time = time.perf_counter()
     loaded = open_recipe(recipe, say=say, keep_private=False, report_counts=True)
@@ -100,7 +107,7 @@ def estimate_adapt(
         work_items = _with_extras(loaded, work_items)
     prepared = once(loaded.experiment, invited, tuple(work_items))
     retained = once_bytes(loaded.experiment, invited, tuple(work_items))
-    work_items = {**{name: (item,) for name, item in prepared.items()}, **work_items}
+    work_items = {**{name: (item,) for name, item in prepared.items()}, **work_items, **extra(loaded)}
     tensors = loaded.experiment.start
 
     def flops() -> Flops:
@@ -175,7 +182,7 @@ def estimate_columns(
     ranks = engine.nodes if kind.ranks else 1
     say("counting operations")
     operations = flops()
-    rounds = tuple(name for name in work_items if name not in ONCE)
+    rounds = tuple(name for name in work_items if name not in (*ONCE, MODELS))
     sent = traffic(experiment, invited, train_up=found.train_up, score_up=found.score_up)
     columns = {name: _cost(parts, found.rates, operations, ranks) for name, parts in work_items.items()}
     notes, memory = list[str](), found.memory

@@ -26,7 +26,10 @@ from lichen.recipes.plan.traffic import TrafficEstimate
 from lichen.recipes.schema.recipe import Recipe
 from lichen.transforms.transform import Transformed
 
-__all__ = ["Cost", "Disk", "Estimate", "Memory", "Problem", "disk_of", "free_disk_bytes", "problems"]
+__all__ = ["MODELS", "Cost", "Disk", "Estimate", "Memory", "Problem", "disk_of", "free_disk_bytes", "problems"]
+
+MODELS = "models"
+"""The column of scores by all models of a stream."""
 
 ABOUT = 4096
 """Bytes of what is said of a job beside a message, at most."""
@@ -135,6 +138,7 @@ class Estimate:
         read: What was read of the data.
         privacy: What noise will promise, by round, and how large it is; None where there is none.
         masks: What masks promise and cost, stage by stage; None where there are none.
+        drift: Who sends sums that look for drift, and their bytes; None where nobody looks.
     """
 
     clients: int
@@ -151,6 +155,7 @@ class Estimate:
     read: Mapping[str, Any] | None = None
     privacy: Mapping[str, Any] | None = None
     masks: Mapping[str, Any] | None = None
+    drift: Mapping[str, int] | None = None
 
 
 def free_disk_bytes() -> int:

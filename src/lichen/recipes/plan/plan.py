@@ -25,9 +25,11 @@ from lichen.present.measured.energy import Meter, counters
 from lichen.present.planned import plan_table
 from lichen.present.table import table_text
 from lichen.recipes.launch import require_processes
+from lichen.recipes.plan.adapt import estimate_adapt
 from lichen.recipes.plan.estimate import Estimate, Problem, problems
 from lichen.recipes.plan.features import estimate_with_teacher
 from lichen.recipes.plan.memory import MemoryMeter
+from lichen.recipes.plan.periods import drift_costs, periods_ahead, stream_notes
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.stages.plans import StagedPlan, plan_stages
 from lichen.recipes.stages.read import Staged, read_page
@@ -89,7 +91,7 @@ def plan(
         seconds: About how long each kind of work is timed; longer is steadier.
 
     Returns:
-        The plan; of a recipe of several stages the plans of all.
+        The plan; of a recipe of several stages, or of a stream of periods, the plans of all.
 
     Raises:
         LichenError: what is wrong with the recipe or its files, as the run would say it.
@@ -97,10 +99,40 @@ def plan(
     recipe = recipe if isinstance(recipe, Recipe | Staged) else read_page(recipe)
     if isinstance(recipe, Staged):
         return plan_stages(recipe, partial(_plan, say=say, seconds=seconds), say=say)
+    if recipe.streams:
+        return _plan_stream(recipe, say=say, seconds=seconds)
     return _plan(recipe, say=say, seconds=seconds)
 
 
-def _plan(recipe: Recipe, *, say: Callable[[str], None], seconds: float) -> Plan:
+LEAST = 0.2
+"""Seconds for which each kind of work of a period is timed at least."""
+
+
+def _plan_stream(recipe: Recipe, *, say: Callable[[str], None], seconds: float) -> StagedPlan[Plan]:
+    """Each period as a run of its own, with what is scored and looked for beside it."""
+    ahead, found = periods_ahead(recipe, say), dict[str, Plan]()
+    for period in ahead:
+        say(f"planning period {period.name}")
+        task = partial(estimate_adapt, extra=period.work)
+        found[period.name] = _plan(period.recipe, say=say, seconds=max(LEAST, seconds / len(ahead)), task=task)
+    with tempfile.TemporaryDirectory(prefix="lichen-plan-") as folder:
+        costs = drift_costs(recipe, ahead, Path(folder), say)
+    for name, drift in costs.items():
+        one = found[name]
+        columns = {**one.expected.columns, "drift": drift.cost}
+        expected = replace(one.expected, columns=columns, drift=drift.as_dict())
+        joules = None if one.joules is None else one.joules / one.seconds * (one.seconds + drift.cost.seconds)
+        found[name] = replace(one, expected=expected, seconds=one.seconds + drift.cost.seconds, joules=joules)
+    return StagedPlan(name=recipe.name, stages=found, key="periods", notes=stream_notes(recipe))
+
+
+def _plan(
+    recipe: Recipe,
+    *,
+    say: Callable[[str], None],
+    seconds: float,
+    task: Callable[..., Estimate] | None = None,
+) -> Plan:
     require_processes(recipe)
     if slow := slow_dtype(recipe.model.dtype, recipe.model.device):
         say(f"model.dtype: {slow}")
@@ -111,9 +143,8 @@ def _plan(recipe: Recipe, *, say: Callable[[str], None], seconds: float) -> Plan
             fix="run it for a round or two and multiply: lichen run RECIPE -s federation.rounds=2",
         )
     has_teacher = recipe.teacher is not None and not recipe.writes
-    task: Callable[..., Estimate] = (
-        estimate_with_teacher if has_teacher else task_of(recipe.task).procedure.load("plan")
-    )
+    if task is None:
+        task = estimate_with_teacher if has_teacher else task_of(recipe.task).procedure.load("plan")
     device = recipe.model.device
     with tempfile.TemporaryDirectory(prefix="lichen-plan-") as folder, Meter(counters(device)) as meter:
         start_time = time.perf_counter()

@@ -22,7 +22,7 @@ from lichen.recipes.assemble.preference.stored import KEY, KEY_BYTES
 from lichen.recipes.assemble.workload import Workload
 from lichen.recipes.plan.workload import WorkItem, evaluated
 
-__all__ = ["ANSWERS", "NOTE", "ONCE", "REFERENCE", "once", "once_bytes"]
+__all__ = ["ANSWERS", "NOTE", "ONCE", "once", "once_bytes"]
 
 REFERENCE, ANSWERS = "reference", "own answers"
 ONCE = (REFERENCE, ANSWERS)

@@ -1,4 +1,4 @@
-"""Plans a recipe of several stages: each as a run of its own, and the sum.
+"""Plans a recipe of several runs, stages or the periods of a stream: each as a run of its own, and the sum.
 
 No stage has been trained when it is planned. A later one is planned with the model that the first one begins with,
 which has the shapes of what will be there; its weights do not matter to what it costs.
@@ -42,17 +42,21 @@ P = TypeVar("P", bound=OnePlan)
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedPlan(Generic[P]):
-    """What stages are expected to cost.
+    """What stages, or the periods of a stream, are expected to cost.
 
     Attributes:
         name: The recipe's.
         stages: The plan of each, by its name, in order.
         merged: Those that begin with a whole model, which is written beside the stage before.
+        key: What they are called together.
+        notes: How far the numbers reach.
     """
 
     name: str
     stages: Mapping[str, P]
     merged: frozenset[str] = frozenset()
+    key: str = "stages"
+    notes: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -71,13 +75,16 @@ class StagedPlan(Generic[P]):
         sent = {way: sum(one["bytes"][way] for one in each.values()) for way in ("up", "down")}
         disk = sum(_disk(one) for one in each.values())
         models = sum(one["memory"]["base"] for name, one in each.items() if name in self.merged)
+        drift = [one["drift"]["up"] for one in each.values() if one.get("drift")]
         return {
             "name": self.name,
             "seconds": self.seconds,
             "joules": self.joules,
             "bytes": sent,
             "disk": {"runs": disk, "models": models},
-            "stages": each,
+            **({"drift": {"up": sum(drift)}} if drift else {}),
+            "notes": self.notes,
+            self.key: each,
         }
 
     def __str__(self) -> str:
@@ -137,10 +144,10 @@ def plans_table(plan: StagedPlan[Any]) -> Table:
     def energy(joules: float | None) -> str:
         return "-" if joules is None else joules_text(joules)
 
-    for name, one in whole["stages"].items():
+    for name, one in whole[plan.key].items():
         memory, disk = bytes_text(_peak(one)), bytes_text(_disk(one))
         table.add_row(Text(name), seconds_text(one["seconds"]), *sent(one), memory, disk, energy(one["joules"]))
-    most = max(_peak(one) for one in whole["stages"].values())
+    most = max(_peak(one) for one in whole[plan.key].values())
     disk = bytes_text(sum(whole["disk"].values()))
     every = (seconds_text(plan.seconds), *sent(whole), bytes_text(most), disk, energy(plan.joules))
     table.add_row("all", *every, style="bold")
@@ -148,8 +155,12 @@ def plans_table(plan: StagedPlan[Any]) -> Table:
         names = ", ".join(name for name in plan.stages if name in plan.merged)
         what = f"{bytes_text(whole['disk']['models'])} on disk, for {names} to begin with"
         table.add_row("whole models", Text(what), "", "", "", "", "")
-    for name, one in whole["stages"].items():
+    if whole.get("drift", {}).get("up"):
+        table.add_row("looking for drift", "", bytes_text(whole["drift"]["up"]), "", "", "", "")
+    for name, one in whole[plan.key].items():
         for problem in one["problems"]:
             what = f"{problem['what']}; {problem['change']}"
             table.add_row(Text(f"{name} will not fit"), Text(what), "", "", "", "", "", style="bold red")
+    for note in plan.notes:
+        table.add_row("note", Text(note), "", "", "", "", "")
     return table

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 from lichen.clients.drift.distances import DistanceBins
 from lichen.clients.drift.embedding_sums import EmbeddingSums, numbers_of
 from lichen.clients.drift.loss_watch import LossWatch
-from lichen.clients.drift.periods import compare_periods, watch_losses
+from lichen.clients.drift.periods import DriftReport, compare_periods, watch_losses
 from lichen.core.contracts.client import ClientTask
 from lichen.core.message import Job
 from lichen.core.seeds import derive
@@ -38,7 +39,7 @@ from lichen.recipes.tasks.streams.folders import START, PeriodFolders
 from lichen.recipes.tasks.streams.scores import Scores
 from lichen.server.drift.standardised import detector_of
 
-__all__ = ["DriftWatch", "PeriodDrift"]
+__all__ = ["DriftWatch", "PeriodDrift", "compare_features"]
 
 _RECENT = 3
 """Periods in which clients may see one drift, each in its own."""
@@ -137,21 +138,8 @@ class DriftWatch:
         return out
 
     def _compared(self, then: Sequence[Tree], now: Tree) -> Tree:
-        names = list(dict.fromkeys(name for tree in (*then, now) for name in tree))
-        width = next(iter(now.values())).shape[1]
-
-        def source(trees: Sequence[Tree]) -> EvalSource:
-            rows = [torch.cat([torch.zeros(0, width), *(t[name] for t in trees if name in t)]) for name in names]
-            shards = [ArrayShard(x=x_NH.numpy(), labels=np.zeros(len(x_NH), np.int64)) for x_NH in rows]
-            return EvalSource(shards, batch_size=64)
-
-        both = TwoPeriods(then=source(then), now=source([now]))
-        tasks = {
-            "drift": ClientTask(work=EmbeddingSums(numbers_of, width=width), source=both),
-            "distances": ClientTask(work=DistanceBins(numbers_of), source=both),
-        }
-        engine = LocalEngine(tasks, ClientStore(self.folder.path / "state" / "none"))
-        report = compare_periods(engine, range(len(names)), seed=derive(self.periods.recipe.seed, "drift"))
+        seed = derive(self.periods.recipe.seed, "drift")
+        report = compare_features(then, now, seed=seed, folder=self.folder.path)
         numbers = {"alarm": report.alarm, "p": report.mmd.p, "mmd_squared": report.mmd.squared}
         return {key: torch.tensor(float(value), dtype=torch.float64) for key, value in numbers.items()}
 
@@ -181,3 +169,28 @@ class DriftWatch:
         report = watch_losses(engine, job, recent=recent)
         numbers = {"alarm": report.alarm, "alarmed": report.alarmed, "watched": report.watched}
         return {key: torch.tensor(float(value), dtype=torch.float64) for key, value in numbers.items()}
+
+
+def compare_features(then: Sequence[Tree], now: Tree, *, seed: int, folder: Path) -> DriftReport:
+    """Ask each client for sums of its rows' features, then and now.
+
+    Args:
+        then: ``(N, H)`` of each earlier period, by the client's name.
+        now: Of the later one.
+        seed: Of the kernel's features and the permutations.
+        folder: In which no client keeps anything.
+    """
+    names = list(dict.fromkeys(name for tree in (*then, now) for name in tree))
+    width = next(iter(now.values())).shape[1]
+
+    def source(trees: Sequence[Tree]) -> EvalSource:
+        rows = [torch.cat([torch.zeros(0, width), *(t[name] for t in trees if name in t)]) for name in names]
+        shards = [ArrayShard(x=x_NH.numpy(), labels=np.zeros(len(x_NH), np.int64)) for x_NH in rows]
+        return EvalSource(shards, batch_size=64)
+
+    both = TwoPeriods(then=source(then), now=source([now]))
+    tasks = {
+        "drift": ClientTask(work=EmbeddingSums(numbers_of, width=width), source=both),
+        "distances": ClientTask(work=DistanceBins(numbers_of), source=both),
+    }
+    return compare_periods(LocalEngine(tasks, ClientStore(folder / "state" / "none")), range(len(names)), seed=seed)

@@ -11,13 +11,11 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 from lichen.core.errors import LichenError
-from lichen.core.visible import listed
 from lichen.data.sources.catalog import resolve_model
 from lichen.recipes.assemble.bases.fit import require_fit
 from lichen.recipes.assemble.bases.in_force import on_base
@@ -72,32 +70,19 @@ class Rebased:
         }
 
 
-def require_base(scores: Scores, names: Sequence[str]) -> None:
+def require_base(scores: Scores) -> None:
     """Refuse a new base that cannot be trained from its period on; nothing where there is none, or it is in use.
 
     Args:
         scores: Opens a period on a base.
-        names: Of all periods.
 
     Raises:
-        LichenError: if there is no such period, or the base does not fit.
+        LichenError: if the base does not fit.
     """
     periods, recipe = scores.periods, scores.periods.recipe
     rebase = None if recipe.stream is None else recipe.stream.rebase
     if rebase is None:
         return
-    if rebase.period not in names:
-        raise LichenError(
-            f"has no rows of {rebase.period!r} that anybody trains on",
-            where="stream.rebase.period",
-            fix=f"use one of: {listed(names[1:], near=rebase.period)}" if names[1:] else "remove stream.rebase",
-        )
-    if rebase.period == names[0]:
-        raise LichenError(
-            f"nothing comes before {rebase.period}, the first period, that was on another base",
-            where="stream.rebase.period",
-            fix=f"remove stream.rebase, and set model.name: {rebase.model}",
-        )
     if periods.summary(rebase.period) is not None:
         return
     where = f"stream.rebase.model: {rebase.model}"

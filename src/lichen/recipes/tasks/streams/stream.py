@@ -16,7 +16,6 @@ from typing import Protocol, final
 from lichen.core.errors import LichenError
 from lichen.data.batches.content_digest import records_digest
 from lichen.data.sources.record import Record
-from lichen.models.adapters.table import kind_object
 from lichen.recipes.assemble.open import fetch_named
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.rows.periods import clients_of
@@ -29,6 +28,7 @@ from lichen.recipes.tasks.streams.drift import DriftWatch, PeriodDrift
 from lichen.recipes.tasks.streams.folders import DISTILLED, START, PeriodFolders
 from lichen.recipes.tasks.streams.rebased import Rebased, require_base
 from lichen.recipes.tasks.streams.report import Course, report
+from lichen.recipes.tasks.streams.required import require_adapter, require_names
 from lichen.recipes.tasks.streams.scores import Scores
 
 __all__ = ["run_stream"]
@@ -56,13 +56,7 @@ def run_stream(recipe: Recipe, folder: RunFolder, say: Say, *, run: RunPeriod) -
     """
     stream = recipe.stream
     assert stream is not None
-    adapter = recipe.model.adapter
-    if kind_object(adapter.kind).peft is None:
-        raise LichenError(
-            f"{adapter.kind} has no form in which the next period could begin from it",
-            where="model.adapter.kind",
-            fix="use lora, or another kind that PEFT has",
-        )
+    require_adapter(recipe)
     fetch_named(recipe, say)
     gathered, waiting = gather_periods(recipe)
     begun = any((folder.path / "periods").glob("*/summary.json"))
@@ -73,22 +67,19 @@ def run_stream(recipe: Recipe, folder: RunFolder, say: Say, *, run: RunPeriod) -
     }
     for name in (name for name in gathered if name not in digests):
         say(f"period {name}: {len(gathered[name].records):,} rows, of which no client has enough: left out")
-    if not digests:
-        raise LichenError("no client has enough rows in any period", where="data.min_rows", fix="lower it")
+    require_names(recipe, tuple(digests))
     periods = PeriodFolders(recipe=recipe, root=folder.path / "periods", digests=digests)
     periods.require_order()
     names = tuple(digests)
     if len(names) == 1:
         say(f"one period only, {names[0]}: as an ordinary run")
-        if stream.replay:
-            raise LichenError("there is one period, and nothing before it", where="stream.replay", fix="remove it")
     if waiting:
         say(f"{waiting:,} rows wait until there are enough for another period ({stream.by})")
     for name in names:
         say(f"period {name}: {len(gathered[name].records):,} rows")
     del gathered
     scores = Scores(periods=periods, folder=folder, say=say)
-    require_base(scores, names)
+    require_base(scores)
     return report(*_train(scores, names, say, run))
 
 
