@@ -82,7 +82,7 @@ def decode(
     temperature: float,
     top_p: float,
     ends: Collection[int],
-    stopped: Callable[[Sequence[int]], bool] | None = None,
+    watch: Callable[[int, Sequence[int], Tensor], bool] | None = None,
 ) -> tuple[list[list[int]], int]:
     """``(tokens, reads)``: what each row goes on with, its end token left out, and the calls of the model.
 
@@ -94,7 +94,8 @@ def decode(
         temperature: 0 or more; 0 takes the likeliest.
         top_p: Share of the nucleus, in (0, 1].
         ends: Tokens that end a row.
-        stopped: Whether what a row has written so far ends it too.
+        watch: Called after each token with the row's number, all it has written so far and the ``(V,)`` float32 logits
+            that the token was drawn from; whether the row ends here. An end token is not shown to it.
     """
     from transformers import DynamicCache
 
@@ -122,12 +123,15 @@ def decode(
             if temperature:
                 noise_BV = torch.stack([gumbel(seeds[n], len(written[n]), size) for n in active])
             token_B = sample_token(logits_BV, noise_BV, temperature=temperature, top_p=top_p).tolist()
-            for n, token in zip(active, token_B, strict=True):
+            for n, token, logits_V in zip(active, token_B, logits_BV, strict=True):
                 if n in ended:
                     continue
-                if token not in ends:
-                    written[n].append(token)
-                if token in ends or len(written[n]) >= max_new_tokens or (stopped is not None and stopped(written[n])):
+                if token in ends:
+                    ended.add(n)
+                    continue
+                written[n].append(token)
+                seen = watch is not None and watch(n, written[n], logits_V)
+                if seen or len(written[n]) >= max_new_tokens:
                     ended.add(n)
             if len(ended) == len(rows):
                 return written, calls

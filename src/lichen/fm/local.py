@@ -175,7 +175,8 @@ class LocalFM:
         ends = self._texts.ends(self._model)
         texts = [""] * len(rows)
 
-        def stopped(ids: Sequence[int]) -> bool:
+        def stopped(row: int, ids: Sequence[int], logits_V: Tensor) -> bool:
+            del row, logits_V
             text = self._texts.decode(ids)
             return any(stop_text in text for stop_text in stop)
 
@@ -190,7 +191,7 @@ class LocalFM:
                 temperature=temperature,
                 top_p=top_p,
                 ends=ends,
-                stopped=stopped if stop else None,
+                watch=stopped if stop else None,
             )
             for n, ids in zip(some, written, strict=True):
                 texts[n] = cut_at(self._texts.decode(ids), stop)
