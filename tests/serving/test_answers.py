@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from support.served import ask, at_address, events, tiny
 
 from lichen.fm.endpoint import Endpoint
 from lichen.fm.http import HttpFM
@@ -19,6 +18,7 @@ from lichen.fm.parsing import cut_at
 from lichen.models.loading.load import load_causal
 from lichen.serving.server import ModelServer
 from lichen.serving.text_pieces import ready_length
+from support.served import ask, at_address, events, tiny
 
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10"]
 

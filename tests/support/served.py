@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from support.tiny_llama import save_model
-
 from lichen.models.loading.load import load_causal
 from lichen.serving.contract import ServedModel
 from lichen.serving.prompts import folder_prompts
 from lichen.serving.server import Limits, ModelServer
 from lichen.serving.transformers_model import TransformersModel
+from support.tiny_llama import save_model
 
 
 def tiny(folder: Path, *, seed: int = 0, name: str = "tiny", more: tuple[str, ...] = ()) -> TransformersModel:

@@ -32,6 +32,8 @@ __all__ = ["Limits", "ModelServer"]
 
 _DRAIN = 1 << 26
 """Bytes of a body that was refused which are still read, so that its sender comes to read why."""
+_LATER = 5.0
+"""Seconds that a socket's own timeout comes after the end of waiting, which says why."""
 
 
 @final
@@ -86,7 +88,7 @@ class ModelServer:
             raise LichenError(what, where=f"--host {host}", fix="give a key by --key-env or --key-file")
         limits = limits or Limits()
         body = {"service": Service(model), "key": key, "delay": delay, "limits": limits, "host": host}
-        handler = type("Handler", (_Handler,), {**body, "timeout": limits.arrive})
+        handler = type("Handler", (_Handler,), {**body, "timeout": limits.arrive + _LATER})
         try:
             self._server = _server_for(host)((host, port), handler, bind_and_activate=True)
         except (OSError, OverflowError, UnicodeError) as error:
@@ -162,6 +164,7 @@ class _Handler(BaseHTTPRequestHandler, ABC):
     delay: float
     limits: Limits
     protocol_version = "HTTP/1.1"
+    default_request_version = "HTTP/1.0"  # or what cannot be read would be answered without a head
     server_version = "lichen"
     sys_version = ""
 
@@ -193,6 +196,8 @@ class _Handler(BaseHTTPRequestHandler, ABC):
     def _answer(self, *, body: bool) -> None:
         self.close_connection = True
         try:
+            if self._late:  # and what has a head may have lost the rest of it
+                raise ApiError(408, "the request did not arrive in time", code="timeout")
             names = [name.lower() for name, _ in self.headers.items()]
             if len(names) != len(set(names)):
                 raise ApiError(400, "a field of the head is there twice")
@@ -283,9 +288,10 @@ class _Handler(BaseHTTPRequestHandler, ABC):
         """What the library refuses by itself, in the format of all other errors."""
         del explain
         self.close_connection = True
+        code = {501: 405, 505: 400}.get(int(code), int(code))  # it is the request that is wrong
         if self._late:
             code, message = 408, "the request did not arrive in time"
-        self._refuse(ApiError(int(code), message or "the request cannot be read"))
+        self._refuse(ApiError(code, message or "the request cannot be read"))
 
     def log_message(self, format: str, *args: object) -> None:
         """Nobody reads who asked for what."""
