@@ -30,7 +30,7 @@ MODELS = {
 """Models of transformers, their layers, configurations and tokenizers: they differ by architecture and by version."""
 
 ASKED = {
-    *{(room, whom) for room in ("data", "fm", "models") for whom in MODELS},
+    *{(room, whom) for room in ("data", "fm", "models", "serving") for whom in MODELS},
     ("recipes/artifacts/sampling.py", "model"),  # transformers' as well
     ("recipes/artifacts/sampling.py", "getattr(model, 'generation_config', None)"),
     ("recipes/artifacts/sampling.py", "tokenizer"),

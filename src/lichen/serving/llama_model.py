@@ -36,7 +36,7 @@ __all__ = ["LlamaModel"]
 _MAGIC = b"GGUF"
 _LOAD = 600.0
 """Seconds that loading may take."""
-_SILENT = 600.0
+_PAUSE = 600.0
 """Seconds between two pieces of an answer, at most."""
 _SEEDS = 2**32 - 1
 """llama.cpp's seeds have 32 bits, of which the last number means any."""
@@ -49,7 +49,7 @@ class _SocketConnection(http.client.HTTPConnection):
     """HTTP over a socket of the file system."""
 
     def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_SILENT)
+        super().__init__("localhost", timeout=_PAUSE)
         self._path = path
 
     def connect(self) -> None:
@@ -92,7 +92,7 @@ class LlamaModel:
         self._words = [str(file.absolute()), self._socket, name, str(context), str(cores)]
         self._state = threading.Condition()
         self._child: subprocess.Popen[bytes] | None = None
-        self._ready, self._wanted, self._closed, self._fault = False, True, False, ""
+        self._ready, self._requested, self._closed, self._fault = False, True, False, ""
         start = time.perf_counter()
         threading.Thread(target=self._attend, daemon=True).start()
         try:
@@ -174,7 +174,7 @@ class LlamaModel:
     def close(self) -> None:
         """End llama.cpp."""
         with self._state:
-            self._closed, self._wanted = True, True
+            self._closed, self._requested = True, True
             child = self._child
             self._state.notify_all()
         if child is not None:
@@ -187,7 +187,7 @@ class LlamaModel:
         """Wait until the process answers; start it again if it has ended."""
         with self._state:
             if not self._ready:
-                self._wanted = True
+                self._requested = True
                 self._state.notify_all()
             over = time.monotonic() + _LOAD
             while not (self._ready or self._fault or self._closed):
@@ -201,9 +201,9 @@ class LlamaModel:
         """Start the process whenever it is wanted, and wait for its end, in the thread whose end would be its end."""
         while True:
             with self._state:
-                while not self._wanted:
+                while not self._requested:
                     self._state.wait()
-                self._wanted = False
+                self._requested = False
                 if self._closed:
                     return
                 self._child = subprocess.Popen(

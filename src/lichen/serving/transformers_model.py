@@ -90,7 +90,8 @@ class TransformersModel:
         ids = self._prompts.chat(request.messages) if request.messages else self._prompts.text(request.prompt)
         most = request.max_tokens
         if most is None:
-            positions = getattr(self._model.config, "max_position_embeddings", None)
+            config = self._model.config
+            positions = getattr(config, "max_position_embeddings", None)
             most = _CHAT_TOKENS if positions is None else max(1, min(_CHAT_TOKENS, positions - len(ids)))
         self._check([ids], most)
         row = _Row(request, ids, most)
@@ -134,7 +135,7 @@ class TransformersModel:
                 found.append(TokenLogprob(token=prompt[first:end], logprob=logprob, top=likely, offset=first))
             return Prompted(tokens=tuple(found))
 
-        return self._in_turn(score)
+        return self._scheduled(score)
 
     def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """See :meth:`lichen.serving.contract.ServedModel.embed`.
@@ -150,7 +151,7 @@ class TransformersModel:
             rows = self._embedder.embed(texts).tolist()
             return rows, self._embedder.usage.tokens_in - before
 
-        return self._in_turn(vectors)
+        return self._scheduled(vectors)
 
     def processes(self) -> tuple[int, ...]:
         """None but this one."""
@@ -168,7 +169,7 @@ class TransformersModel:
         except LichenError as error:
             raise ApiError(400, error.what, code="context_length_exceeded" if any(rows) else "") from None
 
-    def _in_turn(self, compute: Callable[[], _Result]) -> _Result:
+    def _scheduled(self, compute: Callable[[], _Result]) -> _Result:
         """What the computing thread finds, once it comes to it."""
         found: queue.SimpleQueue[_Result | Exception] = queue.SimpleQueue()
 
