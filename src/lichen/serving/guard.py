@@ -19,7 +19,7 @@ from pathlib import Path
 from lichen.core.errors import LichenError
 from lichen.serving.contract import ApiError
 
-__all__ = ["LOOPBACK", "check_head", "read_key"]
+__all__ = ["LOOPBACK", "check_head", "read_key", "require_key"]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _SHORTEST = 16
@@ -57,6 +57,21 @@ def check_head(head: Message, host: str, port: int, key: str) -> None:
 def _address(name: str, port: int) -> str:
     bare = f"[{name}]" if ":" in name else name
     return f"{bare}:{port}" if port else bare
+
+
+def require_key(host: str, key: str) -> None:
+    """Refuse an address that others can reach where nothing is asked of them.
+
+    Args:
+        host: Where a server is to listen.
+        key: What clients must know.
+
+    Raises:
+        LichenError: if there is no key, and the address is not of this machine alone.
+    """
+    if host not in LOOPBACK and not key:
+        what = "would let everybody on the network ask the model"
+        raise LichenError(what, where=f"--host {host}", fix="give a key by --key-env or --key-file")
 
 
 def read_key(env: str | None, file: Path | None) -> str:

@@ -35,6 +35,7 @@ class Pace:
         tokens_per_second: Of the tokens after the first one; median. None where an answer had but one.
         whole_seconds: From the question to the end; median.
         tokens: Written in each answer.
+        cpu_seconds: Processor time of one answer, of this process and the model's own; a neighbour does not change it.
         joules: Of the processors, for one answer; None where they cannot be read.
     """
 
@@ -43,6 +44,7 @@ class Pace:
     tokens_per_second: float | None
     whole_seconds: float
     tokens: int
+    cpu_seconds: float
     joules: float | None
 
 
@@ -97,15 +99,16 @@ def measure(
             raise LichenError(error.message, where="the question", fix="ask a shorter one") from None
         request = Completion(prompt=question, max_tokens=max_tokens, temperature=0.0)
         answer = _text(model, request)
-    paces = [_timed("in process", partial(_in_process, model, request), repeats)]
+    pids = (None, *model.processes())
+    paces = [_timed("in process", partial(_in_process, model, request), repeats, pids)]
     for delay in delays:
         server = ModelServer(model, delay=delay)
         way = f"HTTP, {1000 * delay:g} ms"
         try:
-            paces.append(_timed(way, partial(_through, server.url, model.name, request), repeats))
+            paces.append(_timed(way, partial(_through, server.url, model.name, request), repeats, pids))
         finally:
             server.close()
-    resident = sum(psutil.Process(pid).memory_info().rss for pid in (None, *model.processes()))
+    resident = sum(psutil.Process(pid).memory_info().rss for pid in pids)
     return Measured(
         kind=model.kind,
         load_seconds=model.load_seconds,
@@ -140,10 +143,15 @@ def _through(url: str, name: str, request: Completion) -> Iterator[_Sight]:
         yield seconds, text, int((event.get("usage") or {}).get("completion_tokens", 0))
 
 
-def _timed(way: str, ask: Callable[[], Iterator[_Sight]], repeats: int) -> Pace:
+def _cpu_seconds(pids: Sequence[int | None]) -> float:
+    times = [psutil.Process(pid).cpu_times() for pid in pids]
+    return float(sum(one.user + one.system for one in times))
+
+
+def _timed(way: str, ask: Callable[[], Iterator[_Sight]], repeats: int, pids: Sequence[int | None]) -> Pace:
     firsts, wholes, rates, tokens = [], [], [], 0
     list(ask())
-    before = read_counters()
+    before, cpu = read_counters(), _cpu_seconds(pids)
     for _ in range(repeats):
         sights = list(ask())
         whole = sights[-1][0]
@@ -153,12 +161,13 @@ def _timed(way: str, ask: Callable[[], Iterator[_Sight]], repeats: int) -> Pace:
         wholes.append(whole)
         if tokens > 1 and whole > first:
             rates.append((tokens - 1) / (whole - first))
-    joules = joules_between(before, read_counters())
+    joules, cpu = joules_between(before, read_counters()), _cpu_seconds(pids) - cpu
     return Pace(
         way=way,
         first_seconds=statistics.median(firsts),
         tokens_per_second=statistics.median(rates) if rates else None,
         whole_seconds=statistics.median(wholes),
         tokens=tokens,
+        cpu_seconds=cpu / repeats,
         joules=None if joules is None else joules / repeats,
     )

@@ -24,7 +24,7 @@ from typing import Any, final
 from lichen.core.errors import LichenError
 from lichen.core.machine import machine_fault
 from lichen.serving.contract import ApiError, ServedModel
-from lichen.serving.guard import LOOPBACK, check_head
+from lichen.serving.guard import check_head, require_key
 from lichen.serving.service import Service
 from lichen.serving.wire import error_body
 
@@ -83,16 +83,14 @@ class ModelServer:
         delay: float = 0.0,
         limits: Limits | None = None,
     ) -> None:
-        if host not in LOOPBACK and not key:
-            what = "would let everybody on the network ask the model"
-            raise LichenError(what, where=f"--host {host}", fix="give a key by --key-env or --key-file")
+        require_key(host, key)
         limits = limits or Limits()
         body = {"service": Service(model), "key": key, "delay": delay, "limits": limits, "host": host}
         handler = type("Handler", (_Handler,), {**body, "timeout": limits.arrive + _LATER})
         try:
             self._server = _server_for(host)((host, port), handler, bind_and_activate=True)
         except (OSError, OverflowError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             fix = "choose another port, 0 for a free one, or an address of this machine"
             raise LichenError(f"cannot listen: {reason}", where=f"{host}:{port}", fix=fix) from None
         self._server.slots = threading.BoundedSemaphore(limits.connections)
