@@ -138,10 +138,7 @@ def test_the_commands_and_their_flags_are_pinned() -> None:
         "run": ["--json", "--out", "--quiet", "--resume", "--set", "-s", "RECIPE"],
         "compare": ["--json", "--minutes", "--only", "--out", "--quiet", "--seeds", "--set", "-s", "RECIPES"],
         "try": [
-            "--max-new-tokens",
-            "--repetition-penalty",
-            "--seed",
-            "--temperature",
+            *("--delay", "--max-new-tokens", "--model", "--repetition-penalty", "--seed", "--temperature", "--time"),
             "--top-p",
             "FOLDER",
             "TEXTS",

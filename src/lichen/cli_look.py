@@ -11,6 +11,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Literal
 
+from lichen.cli_local import time_model, try_model
 from lichen.core.errors import LichenError
 from lichen.shell import crash_in, log, print_json, say, show
 
@@ -117,13 +118,16 @@ def try_command(
     top_p: float | None = None,
     repetition_penalty: float | None = None,
     seed: int | None = None,
+    time: bool = False,
+    delay: float | None = None,
+    model: str | None = None,
 ) -> None:
-    """Ask the bare model and the run's own the same thing.
+    """Ask the bare model and the run's own the same thing; or a GGUF file, a whole model's folder, or an adapter's.
 
     Parameters
     ----------
     folder
-        A finished run.
+        A finished run, a GGUF file, or the folder of a whole model or an adapter.
     texts
         What to ask; without any, lines are read until the input ends.
     max_new_tokens
@@ -136,7 +140,43 @@ def try_command(
         For tokens that stand there already; 1.2 by default, 1 for none.
     seed
         Of the draw; 0 by default.
+    time
+        Ask one thing over and over, and print how fast the answers come: in this process, and through HTTP.
+    delay
+        With --time: seconds that a network would take, measured beside none.
+    model
+        Of an adapter: the folder of the model that it was trained on.
     """
+    from lichen.recipes.local.open import form_of
+
+    penalty = repetition_penalty
+    if time:
+        sampling = {"--temperature": temperature, "--top-p": top_p, "--seed": seed, "--repetition-penalty": penalty}
+        unused = [key for key, value in sampling.items() if value is not None]
+        if unused or len(texts) > 1:
+            what = "the likeliest tokens of one answer are timed"
+            raise LichenError(what, where=(unused or ["--time"])[0], fix="leave it out, and ask one thing")
+        with crash_in(folder):
+            time_model(folder, texts[0] if texts else None, delay=delay, tokens=max_new_tokens, base=model)
+        return
+    if delay is not None:
+        raise LichenError("is measured with --time alone", where="--delay", fix="add --time")
+    if folder.exists() and form_of(folder) != "run":
+        if penalty is not None:
+            raise LichenError("is for runs", where="--repetition-penalty", fix="leave it out")
+        with crash_in(folder):
+            try_model(
+                folder,
+                texts or _lines(),
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+                base=model,
+            )
+        return
+    if model is not None:
+        raise LichenError("is for an adapter's folder", where="--model", fix="leave it out")
     with crash_in(folder), redirect_stdout(sys.stderr):
         from lichen.recipes import run as run_module
 

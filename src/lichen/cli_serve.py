@@ -1,5 +1,7 @@
 """The commands of a federation that runs: serve and submit at the coordinator, join at a site, status and stop at both.
 
+``serve`` also serves a model that lies here.
+
 Nothing heavy is imported until a command needs it.
 """
 
@@ -11,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from lichen.shell import log, print_json, say, show
+from lichen.cli_local import serve_model
+from lichen.core.errors import LichenError
+from lichen.shell import crash_in, log, print_json, say, show
 
 if TYPE_CHECKING:
     from lichen.engines.sites import Sites
@@ -23,18 +27,56 @@ _LOOK = 0.5
 """Seconds between two looks at who is there."""
 
 
-def serve_command(folder: Path | None = None, /, *, page: int | None = None, json: bool = False) -> None:
-    """Run a federation's server, at its coordinator, until it is stopped.
+def serve_command(
+    place: Path | None = None,
+    /,
+    *,
+    page: int | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    key_env: str | None = None,
+    key_file: Path | None = None,
+    model: str | None = None,
+    json: bool = False,
+) -> None:
+    """Run a federation's server at its coordinator, or serve a model on this machine, until it is stopped.
 
     Parameters
     ----------
-    folder
-        The federation's folder; the only one here if not given.
+    place
+        A federation's folder (the only one here if not given), a GGUF file, or the folder of a run, a whole model or an
+        adapter.
     page
-        A port of this machine, 127.0.0.1 alone, for a page that shows how the sites stand, and /metrics for Prometheus.
+        Of a federation: a port of 127.0.0.1 for a page that shows how the sites stand, and /metrics for Prometheus.
+    host
+        Of a model: where it listens; 127.0.0.1 by default, others need a key.
+    port
+        Of a model: where it listens; a free port by default.
+    key_env
+        Of a model: the environment's variable with the key that clients send.
+    key_file
+        Of a model: the file with that key, which nobody else may read.
+    model
+        Of an adapter: the folder of the model that it was trained on.
     json
-        Print who comes and goes as JSON, a line each, on standard output.
+        Print who comes and goes, or the model's address, as JSON, a line each, on standard output.
     """
+    from lichen.federation.kits.members import ABOUT
+
+    for_model = {"--host": host, "--port": port, "--key-env": key_env, "--key-file": key_file, "--model": model}
+    given = [name for name, value in for_model.items() if value is not None]
+    if place is None or (place / ABOUT).is_file():
+        if given:
+            raise LichenError("is for a model, and this is a federation", where=given[0], fix="leave it out")
+        return _serve_federation(place, page, json)
+    if page is not None:
+        raise LichenError("is for a federation, and this is none", where="--page", fix="leave it out")
+    with crash_in(place):
+        host, port = host or "127.0.0.1", port or 0
+        serve_model(place, host=host, port=port, key_env=key_env, key_file=key_file, base=model, json=json)
+
+
+def _serve_federation(folder: Path | None, page: int | None, json: bool) -> None:
     from contextlib import ExitStack
 
     from lichen.federation.kits.members import SERVER, find_federation, read_federation
