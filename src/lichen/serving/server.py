@@ -61,7 +61,7 @@ class ModelServer:
         host: Where it listens.
         port: Where it listens; 0: a free one.
         key: What clients must know; empty: nothing, which only addresses of this machine may have.
-        delay: Seconds that each answer waits, in place of a network's; 0 but for measuring.
+        delay: Seconds that each request waits, in place of a network's there and back; 0 but for measuring.
         limits: What a client may take.
 
     Attributes:
@@ -208,9 +208,8 @@ class _Handler(BaseHTTPRequestHandler, ABC):
             else:
                 data = self._body()
                 self._timer.cancel()
+                time.sleep(self.delay)  # before anything is computed, or it would hide behind that
                 reply = self.service.post(path, data)
-            if self.delay:
-                time.sleep(self.delay)
             self._send(reply)
         except ApiError as error:
             self._refuse(error)
