@@ -144,7 +144,7 @@ def test_the_commands_and_their_flags_are_pinned() -> None:
             "TEXTS",
         ],
         "report": ["--clients", "--json", "FOLDERS"],
-        "export": ["--client", "--merge", "--out", "FOLDER"],
+        "export": ["--bits", "--client", "--gate", "--gguf", "--merge", "--out", "--quantize", "FOLDER"],
         "cache": ["--clear", "--json", "--verify", "--yes"],
         "node": ["--data", "--recipe", "--state"],
         "rank": ["FOLDER"],

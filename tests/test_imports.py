@@ -28,6 +28,7 @@ FLOORS = (
         "cli_cache",
         "cli_card",
         "cli_compare",
+        "cli_export",
         "cli_federation",
         "cli_init",
         "cli_look",

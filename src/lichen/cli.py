@@ -20,9 +20,10 @@ from lichen.cli_audit import audit_command, influence_command
 from lichen.cli_cache import cache_command
 from lichen.cli_card import card_command
 from lichen.cli_compare import compare_command
+from lichen.cli_export import export_command
 from lichen.cli_federation import federation_app
 from lichen.cli_init import init_command
-from lichen.cli_look import export_command, fetch_command, list_command, report_command, try_command
+from lichen.cli_look import fetch_command, list_command, report_command, try_command
 from lichen.cli_owners import claim_command, fingerprint_command, pay_command
 from lichen.cli_rebase import rebase_command
 from lichen.cli_run import node_command, plan_command, rank_command, run_command

@@ -1,4 +1,4 @@
-"""The commands around a run: list, fetch, try, report, export.
+"""The commands around a run: list, fetch, try, report.
 
 Nothing heavy is imported until a command needs it.
 """
@@ -15,7 +15,7 @@ from lichen.cli_local import time_model, try_model
 from lichen.core.errors import LichenError
 from lichen.shell import crash_in, log, print_json, say, show
 
-__all__ = ["export_command", "fetch_command", "list_command", "report_command", "try_command"]
+__all__ = ["fetch_command", "list_command", "report_command", "try_command"]
 
 
 def list_command(what: Literal["methods"] | None = None, /, *, json: bool = False) -> None:
@@ -246,24 +246,3 @@ def report_command(*folders: Path, clients: bool = False, json: bool = False) ->
         show(summary_table(summaries[0]))
     else:
         show(compare_table(summaries, folders=[str(folder) for folder in folders]))
-
-
-def export_command(folder: Path, /, *, merge: bool = False, out: Path | None = None, client: str | None = None) -> None:
-    """Write what a run learned as files other tools load.
-
-    Parameters
-    ----------
-    folder
-        A finished run.
-    merge
-        Write one whole model instead of an adapter.
-    out
-        Where to; a folder inside the run's if not given.
-    client
-        The model of this client's own, by its name in clients.csv, where the run has such models; it is private.
-    """
-    with crash_in(folder), redirect_stdout(sys.stderr):
-        from lichen.recipes import run as run_module
-
-        written = run_module.export(folder, merge=merge, out=out, client=client)
-    say(str(written))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lichen.core import private
 
-__all__ = ["PART", "rename_folder", "sweep", "whole_folder", "write_all", "write_atomic"]
+__all__ = ["PART", "place_file", "rename_folder", "sweep", "whole_folder", "write_all", "write_atomic"]
 
 PART = ".part"
 """How the name of what is not whole ends."""
@@ -143,6 +143,26 @@ def rename_folder(draft: Path, target: Path, *, replace: bool = False) -> None:
             raise
     _sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def place_file(draft: Path, target: Path, *, shared: bool = False) -> None:
+    """Force a file to the disk, and let it take a name, in place of what lies there; folders missing above are made.
+
+    Args:
+        draft: The file, whole, on the same disk.
+        target: The name.
+        shared: With the usual modes; else for its owner alone.
+    """
+    changed = private.make_folders(target.parent, shared=shared)
+    part = target.with_name(_part(target.name))
+    os.close(private.create(part, shared=shared))
+    os.chmod(draft, part.stat().st_mode & 0o777)
+    with open(draft, "rb") as file, suppress(OSError):
+        os.fsync(file.fileno())
+    os.replace(draft, part)
+    os.replace(part, target)
+    for folder in (str(target.parent), *changed):
+        _sync(folder)
 
 
 def sweep(folders: Iterable[Path]) -> int:

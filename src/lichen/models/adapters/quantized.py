@@ -40,6 +40,7 @@ __all__ = [
     "is_quantized",
     "linear_frozen",
     "quantize",
+    "quiet_import",
     "refuse_quantized",
     "resident_bytes",
     "weights_of",
@@ -53,7 +54,7 @@ BLOCK = 64
 
 
 @contextmanager
-def _unasked() -> Iterator[None]:
+def quiet_import() -> Iterator[None]:
     """On some processors bitsandbytes asks a hub for one more kernel as it is imported; not in here."""
     hidden, log = "kernels" not in sys.modules, logging.getLogger("bitsandbytes.backends.cpu.ops")
     level = log.level
@@ -70,7 +71,7 @@ def _unasked() -> Iterator[None]:
 
 def import_peft() -> None:
     """Import PEFT, which imports bitsandbytes where that is installed, without a word to any hub."""
-    with _unasked():
+    with quiet_import():
         import peft  # noqa: F401
 
 
@@ -80,7 +81,7 @@ def _library() -> Any:
     Raises:
         LichenError: if it is not installed.
     """
-    with _unasked():
+    with quiet_import():
         try:
             import bitsandbytes.functional as functional
         except ImportError:

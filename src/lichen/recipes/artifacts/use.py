@@ -47,7 +47,18 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.stages.folder import last_stage
 from lichen.tasks.registry import task_of
 
-__all__ = ["Talker", "export", "open_models", "talk", "talk_oneshot", "talk_rounds"]
+__all__ = [
+    "Talker",
+    "export",
+    "load_finished",
+    "load_foundation",
+    "merge_learned",
+    "open_models",
+    "require_empty",
+    "talk",
+    "talk_oneshot",
+    "talk_rounds",
+]
 
 
 @final
@@ -66,7 +77,8 @@ class Talker:
     settings: str = ""
 
 
-def _finished(folder: Path) -> tuple[Recipe, Tree]:
+def load_finished(folder: Path) -> tuple[Recipe, Tree]:
+    """The recipe of a finished run, and what it learned; refused if it is not finished, or damaged."""
     read_summary(folder)  # says so where the run is not finished
     _check(folder)
     require_model(folder)
@@ -85,7 +97,7 @@ def _classes(recipe: Recipe, folder: Path) -> tuple[str, ...]:
     return class_names(folder) or classes_of(recipe, gather(recipe))
 
 
-def _foundation(recipe: Recipe, folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
+def load_foundation(recipe: Recipe, folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
     """``(model, tokenizer, classes)`` as the run loaded them; nothing of its data is read."""
     if recipe.method.asks_only:
         raise LichenError(
@@ -117,10 +129,10 @@ def open_models(folder: Path) -> tuple[Recipe, Any, Any, Any]:
     Raises:
         LichenError: if the run is not finished, is damaged, or has no foundation model.
     """
-    recipe, tree = _finished(folder)
+    recipe, tree = load_finished(folder)
     if recipe.model.student is not None:
         raise LichenError("has no foundation model", where=str(folder), fix="name a run that adapts one")
-    model, tokenizer, _ = _foundation(recipe, folder)
+    model, tokenizer, _ = load_foundation(recipe, folder)
     return recipe, model, _attached(recipe, model, tree), tokenizer
 
 
@@ -145,11 +157,11 @@ def export(
     folder, out = last_stage(folder), None if out is None else Path(out)
     if not merge and client is None:
         return _adapter(folder, out)
-    recipe, tree = _finished(folder)
+    recipe, tree = load_finished(folder)
     own = None if client is None else own_model(folder, recipe, Shared.of_flat(tree), client)
     if own is not None and recipe.model.student is not None:
         return _own_student(folder, {**tree, **own.trainable}, _own_folder(folder, client), out, merge=merge)
-    model, tokenizer, classes = _foundation(recipe, folder)
+    model, tokenizer, classes = load_foundation(recipe, folder)
     target = out or folder / "merged"
     if own is not None:
         target = out or _own_folder(folder, client, "-merged" if merge else "")
@@ -159,22 +171,26 @@ def export(
             what = "two adapters whose weight differs by row cannot be merged into one model's weights"
             raise LichenError(what, where="--merge", fix="leave it out, and load both adapters")
         tree = {**tree, **own.trainable}
-    if recipe.model.adapter.facts.whole:
-        whole = filled(model, tree)
-    else:
-        shared = Shared.of_flat(tree)
-        whole = merged_model(model, shared.trainable, shared.patch, spec=spec_of(recipe, model))
+    whole = merge_learned(recipe, model, tree)
     if classes:
         whole.config.id2label = dict(enumerate(classes))
         whole.config.label2id = {name: i for i, name in enumerate(classes)}
     if out is not None:
-        _require_empty(out)
+        require_empty(out)
     with whole_folder(target) as draft:
         whole.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         write_card(folder, draft, recipe, tokenizer, called=target.name)
         share(draft)
     return target
+
+
+def merge_learned(recipe: Recipe, model: Any, tree: Tree) -> Any:
+    """The model with what was learned in its weights."""
+    if recipe.model.adapter.facts.whole:
+        return filled(model, tree)
+    shared = Shared.of_flat(tree)
+    return merged_model(model, shared.trainable, shared.patch, spec=spec_of(recipe, model))
 
 
 def _own_folder(folder: Path, client: str | None, more: str = "") -> Path:
@@ -187,7 +203,7 @@ def _own_student(folder: Path, tree: Tree, target: Path, out: Path | None, *, me
     if merge:
         raise LichenError("a student is whole as it is", where="--merge", fix="leave it out")
     if out is not None:
-        _require_empty(out)
+        require_empty(out)
     make_folders((out or target).parent)
     with whole_folder(out or target, shared=False) as draft:
         shutil.copytree(folder / "model", draft, dirs_exist_ok=True)
@@ -202,7 +218,7 @@ def _own_adapter(
     if recipe.model.adapter.facts.whole:
         raise LichenError("its own models are no adapters", where="--client", fix="use --merge")
     if given is not None:
-        _require_empty(given)
+        require_empty(given)
     make_folders(target.parent)
     with whole_folder(target, shared=False) as draft:
         spec, about, task = spec_of(recipe, model), described_base(recipe, model), task_of(recipe.task).peft
@@ -221,14 +237,14 @@ def _adapter(folder: Path, out: Path | None) -> Path:
     _check(folder)
     if out is None:
         return own
-    _require_empty(out)
+    require_empty(out)
     with whole_folder(out) as draft:
         shutil.copytree(own, draft, dirs_exist_ok=True)
         share(draft)
     return out
 
 
-def _require_empty(out: Path) -> None:
+def require_empty(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise LichenError("is not empty", where=f"--out {out}", fix="choose another folder")
 
@@ -271,7 +287,7 @@ def talk(
         "seed": seed,
     }
     given = {key: value for key, value in requested.items() if value is not None}
-    recipe, tree = _finished(folder)
+    recipe, tree = load_finished(folder)
     if given and not recipe.writes:
         raise LichenError(f"a run of task {recipe.task} writes nothing", where=next(iter(given)), fix="leave it out")
     sampling = Sampling(**given)  # type: ignore[arg-type]  # by name, each of its own type
@@ -283,7 +299,7 @@ def talk_rounds(recipe: Recipe, tree: Tree, folder: Path, sampling: Sampling) ->
     """A model that was trained in rounds, beside the bare one."""
     if recipe.model.student is not None:
         return _talk_student(recipe, tree, folder)
-    model, tokenizer, classes = _foundation(recipe, folder)
+    model, tokenizer, classes = load_foundation(recipe, folder)
     joined = _attached(recipe, model, tree)
     if recipe.writes:
 

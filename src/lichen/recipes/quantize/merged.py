@@ -1,0 +1,46 @@
+"""The merged language model of a finished run, in float32, as it is before anything is rounded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lichen.core.errors import LichenError
+from lichen.core.wire.shared import Shared
+from lichen.models.adapters.quantized import refuse_quantized
+from lichen.recipes.artifacts.own_model import own_model
+from lichen.recipes.artifacts.use import load_finished, load_foundation, merge_learned
+from lichen.recipes.schema.recipe import Recipe
+
+__all__ = ["merged_run"]
+
+
+def merged_run(folder: Path, *, client: str | None = None) -> tuple[Recipe, Any, Any]:
+    """``(recipe, merged model, tokenizer)`` of a finished run that writes texts, the model in float32 and not rounded.
+
+    Args:
+        folder: The run.
+        client: Whose own model; None for the one that all share.
+
+    Raises:
+        LichenError: if the run is not finished, or has nothing of the kind.
+    """
+    recipe, tree = load_finished(folder)
+    if recipe.model.student is not None or recipe.model.students or not recipe.writes:
+        kind = recipe.model.student.kind if recipe.model.student is not None else f"task {recipe.task}"
+        raise LichenError(
+            f"only language models are written in fewer bits, and this run has one of {kind}",
+            where=str(folder),
+            fix="use its model/ or adapter/ as it is, or --merge",
+        )
+    model, tokenizer, _ = load_foundation(recipe, folder)
+    if client is not None:
+        own = own_model(folder, recipe, Shared.of_flat(tree), client)
+        if own.other:
+            what = "two adapters whose weight differs by row cannot be merged into one model's weights"
+            raise LichenError(what, where="--client", fix="leave it out")
+        tree = {**tree, **own.trainable}
+    refuse_quantized(model, where="export")
+    return recipe, merge_learned(recipe, model.to(torch.float32), tree), tokenizer
