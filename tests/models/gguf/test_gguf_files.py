@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -107,6 +108,28 @@ def test_llama_cpp_writes_what_transformers_writes(files: dict[str, Path], kind:
         rest = iter(expected[0, len(ids) :].tolist())
         assert all(token in rest for token in chosen), "in this order"
         assert greedy(server, text[:40], 1)[2] == len(tokenizer(text[:40]).input_ids), "it cuts texts alike"
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "linear", "factor": 4.0}, {"rope_type": "yarn", "factor": 4.0}])
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_llama_cpp_scales_positions_as_transformers_does(tmp_path: Path, kind: str, rope: dict[str, Any]) -> None:
+    pytest.importorskip("xllamacpp")
+    plain, tokenizer = model_of(kind)
+    config = copy.deepcopy(plain.config)
+    config.rope_parameters = {"rope_theta": 1e4, **rope}
+    if rope["rope_type"] == "yarn":
+        config.rope_parameters["original_max_position_embeddings"] = 16
+    model = type(plain)(config).requires_grad_(False).eval()
+    model.load_state_dict(plain.state_dict())
+    write_gguf(tmp_path / "m.gguf", model, tokenizer, bits="f16")
+    ids = tokenizer(TEXT[0]).input_ids[:40]
+    row = torch.tensor([ids])
+    words = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 12}
+    expected, unscaled = (
+        one.generate(row, attention_mask=torch.ones_like(row), **words)[0, 40:] for one in (model, plain)
+    )
+    written = greedy(server_of(tmp_path / "m.gguf"), ids, 12)[0]
+    assert written == tokenizer.decode(expected) != tokenizer.decode(unscaled)
 
 
 @pytest.mark.parametrize("bits", FORMATS)

@@ -190,6 +190,31 @@ def test_bad_input_is_one_sentence_and_writes_nothing(home: Path, tmp_path: Path
     assert names_in(home) | names_in(tmp_path) == before
 
 
+def test_a_student_is_refused_with_the_reason(tmp_path: Path) -> None:
+    short = ("federation.rounds=1", "compare.baselines=[]", "data.partition.clients=3")
+    lichen.run(lichen.read_recipe("digits", short), out=tmp_path / "run")
+    for words in ({"bits": "int8"}, {"bits": "auto"}):
+        with pytest.raises(LichenError, match="this run's model is of image-mlp"):
+            export_quantized(tmp_path / "run", **words)  # type: ignore[arg-type]
+
+
+def test_a_clients_own_model_is_held_against_its_own_rows_and_is_private(home: Path, tmp_path: Path) -> None:
+    more: dict[str, Any] = {"federation": {"rounds": 1}, "personal": {"kind": "finetune", "steps": 4}}
+    page = tiny_llama.recipe(home / "base", home / "rows.jsonl", "pair", **more)
+    lichen.run(page, out=tmp_path / "run")
+    done = export_quantized(tmp_path / "run", bits="f16", client="person-1")
+    assert done.path == tmp_path / "run" / "own" / "person-1-f16.gguf"
+    assert done.path.stat().st_mode & 0o077 == 0
+    _, own, _ = merged_run(tmp_path / "run", client="person-1")
+    _, shared, _ = merged_run(tmp_path / "run")
+    state = state_of(done.path, own)
+    assert all(float((own.get_parameter(name) - x).abs().max()) < 5e-4 for name, x in state.items())
+    assert any(not torch.equal(own.get_parameter(name), shared.get_parameter(name)) for name in state)
+    loaded = open_recipe(merged_run(tmp_path / "run")[0])
+    mine = [one.name for one in loaded.clients_data].index("person-1")
+    assert done.before.clients == score_model(own, [loaded.experiment.clients.valid[mine]], None).clients  # type: ignore[list-item]
+
+
 def test_the_command_shows_what_fewer_bits_cost(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "m.gguf"
     assert cli.main(["export", str(home / "run"), "--gguf", "--bits", "q8_0", "--gate", "0.1", "--out", str(file)]) == 0

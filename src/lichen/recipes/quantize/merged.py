@@ -31,9 +31,9 @@ def merged_run(folder: Path, *, client: str | None = None) -> tuple[Recipe, Any,
     if recipe.model.student is not None or recipe.model.students or not recipe.writes:
         kind = recipe.model.student.kind if recipe.model.student is not None else f"task {recipe.task}"
         raise LichenError(
-            f"only language models are written in fewer bits, and this run has one of {kind}",
+            f"only language models are written in fewer bits, and this run's model is of {kind}",
             where=str(folder),
-            fix="use its model/ or adapter/ as it is, or --merge",
+            fix="use its model/ or adapter/ as it is; no runtime reads such a model rounded",
         )
     model, tokenizer, _ = load_foundation(recipe, folder)
     if client is not None:
