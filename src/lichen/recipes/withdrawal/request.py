@@ -1,0 +1,112 @@
+"""Reads what is asked of ``lichen forget``: the finished run, the client that goes, how, and where the new run lies."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast, final, get_args
+
+from lichen.core.errors import LichenError
+from lichen.core.roster import Roster
+from lichen.present.summary import read_summary
+from lichen.recipes.stages.folder import last_stage, staged_of
+
+__all__ = ["How", "Request", "no_such_client", "request"]
+
+How = Literal["subtract", "replay", "eraser", "negate", "npo"]
+"""The ways of forgetting a client."""
+
+NEAREST = 3
+"""Names that an unknown one is held against, at most."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What was asked: read and checked once, by the command.
+
+    Attributes:
+        folder: Of the finished run.
+        client: Who is to be forgotten, as roster.json has it.
+        number: Its place in the roster, from 0.
+        how: The way of forgetting.
+        out: The new folder.
+    """
+
+    folder: Path
+    client: str
+    number: int
+    how: How
+    out: Path
+
+
+def request(folder: Path | str, client: str, how: str, out: Path | str | None = None) -> Request:
+    """Read and check what was asked; nothing is written.
+
+    Args:
+        folder: The finished run; the folder of several stages means the last one.
+        client: A name of its roster.
+        how: The way of forgetting.
+        out: The new folder; by default beside the old one, with ``-without-CLIENT`` behind its name.
+
+    Raises:
+        LichenError: if the folder is no finished run, knows no such client, or ``out`` does not fit.
+    """
+    if how not in get_args(How):
+        raise LichenError(f"no way {how!r}", where="--how", fix=f"use one of: {', '.join(get_args(How))}")
+    given = Path(folder)
+    if staged_of(given) is not None:
+        what = "is a run of several stages, of which the later ones begin with what the earlier ones learned"
+        fix = "forget the client in the first stage, and run the later ones anew on what comes of it"
+        raise LichenError(what, where=str(given), fix=f"{fix}: name {given}/STAGE")
+    old = last_stage(given)
+    read_summary(old)  # says so where it is no run, or not finished
+    names = _names(old)
+    if client not in names:
+        raise no_such_client(client, names, where="--client")
+    new = Path(out) if out is not None else old.absolute().with_name(f"{old.absolute().name}-without-{_file(client)}")
+    if old.resolve() in (new.resolve(), *new.resolve().parents):
+        raise LichenError("lies in the old run, which is only read", where=f"--out {new}", fix="choose one beside it")
+    _require_new(new)
+    return Request(folder=old, client=client, number=names.index(client), how=cast("How", how), out=new)
+
+
+def no_such_client(name: str, names: Sequence[str], *, where: str) -> LichenError:
+    """The error for a name that no client has, with those that are nearest to it."""
+    near = difflib.get_close_matches(name, names, n=NEAREST, cutoff=0.4) or list(names[:NEAREST])
+    return LichenError(
+        f"no client is called {name!r}", where=where, fix=f"use a name of roster.json, such as {', '.join(near)}"
+    )
+
+
+def _names(folder: Path) -> tuple[str, ...]:
+    file = folder / "roster.json"
+    try:
+        return Roster.load(json.loads(file.read_text(encoding="utf-8"))).names
+    except FileNotFoundError:
+        what = "has no roster.json, so that nobody knows whom its numbers mean"
+        raise LichenError(what, where=str(folder), fix=f"make it again: lichen run --resume {folder}") from None
+    except (OSError, ValueError) as error:
+        raise LichenError(f"is damaged: {error}", where=str(file)) from None
+
+
+def _file(client: str) -> str:
+    """A client's name as a part of a folder's name."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in client)[:60].strip(".") or "one"
+
+
+def _require_new(out: Path) -> None:
+    """Nothing, where ``out`` is free, or a run that was begun and has not ended, which the same command goes on with.
+
+    Raises:
+        LichenError: if something else lies there.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / "recipe.yaml").is_file():
+        raise LichenError("is not empty", where=f"--out {out}", fix="choose another folder")
+    if (out / "summary.json").is_file():
+        raise LichenError("is a finished run", where=f"--out {out}", fix="choose another folder")

@@ -1,0 +1,45 @@
+"""What is asked of ``lichen forget`` is read and checked before anything is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lichen.core.errors import LichenError
+from lichen.core.roster import Member, Roster
+from lichen.recipes.withdrawal import request as module
+from lichen.recipes.withdrawal.request import request
+
+
+@pytest.fixture
+def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that passes for a finished run of two wards."""
+    roster = Roster(tuple(Member(name=name, rows={"train": 3}) for name in ("ward-3", "ward-7")))
+    folder = tmp_path / "old"
+    folder.mkdir()
+    (folder / "roster.json").write_text(json.dumps(roster.dump()), encoding="utf-8")
+    monkeypatch.setattr(module, "read_summary", lambda _: {})
+    return folder
+
+
+def test_a_request_names_the_client_and_its_place_in_the_roster(finished: Path) -> None:
+    found = request(finished, "ward-7", "replay")
+    assert (found.number, found.out.name, found.folder) == (1, "old-without-ward-7", finished)
+    assert request(finished, "ward-3", "npo", finished.parent / "new").number == 0
+
+
+def test_what_does_not_fit_is_refused_by_its_place(finished: Path) -> None:
+    full = finished.parent / "full"
+    full.mkdir()
+    (full / "file").touch()
+    for arguments, where, part in (
+        (("ward7", "replay"), "--client", "such as ward-7"),
+        (("ward-7", "shred"), "--how", "use one of: subtract, replay"),
+        (("ward-7", "replay", finished / "new"), "--out", "lies in the old run"),
+        (("ward-7", "replay", full), "--out", "is not empty"),
+    ):
+        with pytest.raises(LichenError, match=part) as refused:
+            request(finished, *arguments)
+        assert refused.value.where.startswith(where)
