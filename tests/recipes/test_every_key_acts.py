@@ -83,6 +83,8 @@ ELSEWHERE = {
     "federation.memory": "tests/recipes/assemble/test_capacity.py",
     "federation.valid_average": "`mean` is what none means: tests/algorithms/test_lying_validation.py",
     "federation.history": "a folder of messages: tests/recipes/tasks",
+    "federation.absent": "names of clients: tests/recipes/withdrawal",
+    "engine.history": "files in the run's folder: tests/recipes/withdrawal",
     "teacher.may_see": "a permission, checked when rows are shown",
     "teacher.endpoint": "tests/recipes/help/test_steps.py",
     "synthetic.endpoint": "tests/recipes/help/test_steps.py",

@@ -130,7 +130,7 @@ STATISTICS = Procedure(
         *("name", "question", "task", "seed", "data", "ridge", "privacy", "personal"),
         *("model.name", "model.device", "model.head"),
         *("compare.baselines", "compare.metric", "compare.partitions"),
-        *("engine.name", "engine.nodes", "engine.clients_per_block"),
+        *("engine.name", "engine.nodes", "engine.clients_per_block", "federation.absent"),
     ),
 )
 """Each client sends statistics of frozen features once, and the server solves for the head."""

@@ -35,6 +35,7 @@ from lichen.recipes.assemble.sides.fingerprints import fingerprint_rows, fingerp
 from lichen.recipes.assemble.sides.personal import refuse_personal
 from lichen.recipes.assemble.sides.poison import poison_of
 from lichen.recipes.assemble.sides.server import capacity_from
+from lichen.recipes.assemble.sides.withdrawal.absent import absent_of, rows_left, shards_left
 from lichen.recipes.assemble.workload import refuse_warmup
 from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.rows.periods import with_replay
@@ -183,9 +184,12 @@ def open_recipe(
     gathered = gather_all(recipe)
     labels = classes_of(recipe, gathered.records)
     public_split = with_replay(recipe, gathered.before, split_public(recipe, gathered.records))
-    clients_data = public_split.clients_data if recipe.writes else labelled_of(public_split.clients_data)
+    declaring = public_split.clients_data if recipe.writes else labelled_of(public_split.clients_data)
+    absent = absent_of(recipe, [one.name for one in declaring])
+    clients_data = rows_left(declaring, absent)
+    public_split = replace(public_split, clients_data=rows_left(public_split.clients_data, absent))
     say(f"{len(clients_data)} clients, {sum(len(o.train) for o in clients_data):,} rows to train on")
-    texts = clients_data[0].train[0].features is None if clients_data[0].train else True
+    texts = declaring[0].train[0].features is None if declaring[0].train else True
     loaded = load_model(recipe, labels, clients_data, reads_text=texts, keep_private=keep_private)
     model, tokenizer, classes = loaded.model, loaded.tokenizer, loaded.classes
     read = report_read(recipe, gathered, public_split, tokenizer, say) if report_counts else None
@@ -201,15 +205,20 @@ def open_recipe(
         words = words_of(public, tokenizer)
         make, public = _in_words(make, words), words.renumber(public)
     second = second_answers(recipe)
-    train = shards_of(clients_data, "train", make, apart=apart, second=second)
+    whole = ClientSide(
+        train=shards_of(declaring, "train", make, apart=apart, second=second),
+        valid=shards_of(declaring, "valid", make, apart=apart, second=second),
+        test=shards_of(declaring, "test", make, apart=apart, second=second),
+    )
     if model is None:
         size = len(words) if words else len(tokenizer) if tokenizer else 0
-        model = make_student(recipe, train[0], classes, vocabulary=size)
+        model = make_student(recipe, whole.train[0], classes, vocabulary=size)
     pad = pad_id(tokenizer) if tokenizer is not None else 0
     clients = ClientSide(
-        train=train,
-        valid=shards_of(clients_data, "valid", make, apart=apart, second=second),
-        test=shards_of(clients_data, "test", make, apart=apart, second=second),
+        train=shards_left(whole.train, absent),
+        valid=shards_left(whole.valid, absent),
+        test=shards_left(whole.test, absent),
+        absent=absent,
     )
     experiment = Experiment.of(
         recipe,
@@ -221,7 +230,7 @@ def open_recipe(
     )
     names = [client_data.name for client_data in clients_data]
     labels = classes if recipe.declares_labels else ()
-    roster = declared(clients, names, classes=labels, capacity_N=_capacity_N(experiment))
+    roster = declared(whole, names, classes=labels, capacity_N=_capacity_N(experiment))
     capacity = capacity_from(roster, scaling=scaling_of(recipe.model.adapter))
     robust = recipe.federation.robust
     judged = recipe.value is not None and recipe.value.rows == "public"
@@ -232,7 +241,7 @@ def open_recipe(
     refuse_warmup(experiment.server)
     refuse_personal(experiment.server)
     refuse_truth(experiment.server)
-    experiment = experiment.with_rows(poison=poison_of(experiment.server, train, tokenizer, words, make=make))
+    experiment = experiment.with_rows(poison=poison_of(experiment.server, clients.train, tokenizer, words, make=make))
     return LoadedExperiment(
         experiment=experiment,
         clients_data=clients_data,

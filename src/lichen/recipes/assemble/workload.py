@@ -20,6 +20,7 @@ from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.sides.clients import declared
 from lichen.recipes.assemble.sides.masks import without_masks
 from lichen.recipes.assemble.sides.server import ServerSide, participants, rows_per_round
+from lichen.recipes.assemble.sides.withdrawal.absent import absent_of
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = [
@@ -107,6 +108,7 @@ def pooled_experiment(experiment: Experiment) -> Experiment:
         "gradient_accumulation_steps": accumulate,
         "local_steps": steps,
         "local_epochs": None,
+        "absent": (),
     }
     # Nobody lies where there is one, nobody hides in a sum, and what is its own is the model.
     left_out = {"attack": None, "personal": None}
@@ -114,7 +116,12 @@ def pooled_experiment(experiment: Experiment) -> Experiment:
     recipe = without_masks(alone)
     own = experiment.clients
     everybody = replace(
-        own, train=(pooled(own.train),), valid=(pooled(own.valid),), test=(pooled(own.test),), canaries=()
+        own,
+        train=(pooled(own.train),),
+        valid=(pooled(own.valid),),
+        test=(pooled(own.test),),
+        canaries=(),
+        absent=frozenset(),
     )
     roster = declared(everybody, ("pooled",))
     return replace(experiment.with_server(recipe=recipe, roster=roster), clients=everybody)
@@ -128,7 +135,7 @@ def refuse_warmup(server: ServerSide) -> None:
     """
     warmup, longer = warmup_rounds(server.recipe), {"alone": "federation.rounds", "alone_best": "compare.alone_epochs"}
     for name in [column for column in longer if column in server.recipe.compare.baselines]:
-        rounds = alone_rounds(server) if name == "alone" else min(unbudgeted(server).rounds_N)
+        rounds = alone_rounds(server) if name == "alone" else min(n for n in unbudgeted(server).rounds_N if n)
         if warmup >= rounds and warmup:
             raise LichenError(
                 f"{warmup} rounds of warm-up do not fit in the {rounds} of the column {name}",
@@ -189,7 +196,8 @@ def unbudgeted(server: ServerSide, *, steps: int | None = None) -> Unbudgeted:
     often = sum(passes_N) / len(passes_N)
     every = max(1, min(fed.valid_every, math.ceil(VALIDATED_PASSES / often)))
     most_N = [max(compare.alone_epochs / passes, alone_rounds(server)) for passes in passes_N]
-    whole_N = [math.ceil(most / every) * every for most in most_N]
+    absent = absent_of(server.recipe, server.roster.names)
+    whole_N = [0 if c in absent else math.ceil(most / every) * every for c, most in enumerate(most_N)]
     return Unbudgeted(
         every=every, patience=compare.alone_patience, rounds_N=tuple(whole_N), warmup=warmup_rounds(server.recipe)
     )

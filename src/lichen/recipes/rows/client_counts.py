@@ -17,7 +17,8 @@ MOST_COUNTED = 20_000
 
 def shared_test(clients_data: Sequence[ClientData]) -> bool:
     """Whether several clients are scored on one common test set."""
-    return len(clients_data) > 1 and len(set(first_of([client_data.test for client_data in clients_data]))) == 1
+    tests = [client_data.test for client_data in clients_data if client_data.test]  # one that is absent has none
+    return len(tests) > 1 and len(set(first_of(tests))) == 1
 
 
 def counts_of(

@@ -248,6 +248,12 @@ class FederationConfig(Section):
         description="the server keeps each message that counted in the run's folder, by round and client, for "
         "`lichen.replay`; single messages tell more of a client's rows than their mean does",
     )
+    absent: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(),
+        description="clients, by their names in roster.json, that never took part: each is on the roster and invited "
+        "as ever, never answers, and is trained and scored in no column; `lichen forget` sets it",
+        examples=[["client-003"]],
+    )
     valid_every: Positive = Field(default=1, description="rounds between validations; the best one is kept")
     patience: Positive | None = Field(
         default=None,

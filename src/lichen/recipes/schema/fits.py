@@ -13,6 +13,7 @@ from typing import Any
 
 from lichen.core.errors import LichenError
 from lichen.declared import Declared, Part, Property, misfit
+from lichen.recipes.schema.features.absent import ABSENT
 from lichen.recipes.schema.features.attack import ATTACK
 from lichen.recipes.schema.features.audit import CANARIES
 from lichen.recipes.schema.features.changes import CHANGES
@@ -48,6 +49,7 @@ FEATURES = (
     *FINGERPRINT,
     *STREAM,
     *PREFER,
+    *ABSENT,
 )
 """In the order in which a recipe is looked through."""
 

@@ -212,7 +212,7 @@ def _best_form(
 
     forms: tuple[Form, ...] = tuple(dict.fromkeys((recipe.data.form, *recipe.compare.forms)))
     if len(forms) == 1:
-        return own, {"base.form": forms[0], f"base.{forms[0]}": float(own.value_N.mean())}
+        return own, {"base.form": forms[0], f"base.{forms[0]}": float(own.value_N.nanmean())}
     found: dict[Form, Column] = {recipe.data.form: own}
     valid: dict[Form, float] = {}
     for form in forms:
@@ -220,7 +220,7 @@ def _best_form(
         valid[form] = float(scored(form, "valid").value_N.nanmean())
         found.setdefault(form, own if form == recipe.data.form else scored(form, "test"))
     best = min(valid, key=lambda form: math.inf if math.isnan(valid[form]) else valid[form])
-    scores = {f"base.{form}": float(column.value_N.mean()) for form, column in found.items()}
+    scores = {f"base.{form}": float(column.value_N.nanmean()) for form, column in found.items()}
     return found[best], {"base.form": best, **scores}
 
 

@@ -28,6 +28,7 @@ from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.attack import colluding
 from lichen.recipes.assemble.sides.masks import unmasking
 from lichen.recipes.assemble.sides.privacy import with_secret
+from lichen.recipes.assemble.sides.withdrawal.absent import without_absent
 from lichen.recipes.assemble.workload import pooled_experiment
 from lichen.recipes.rows.prepare import first_of
 from lichen.recipes.tasks.learning import EventObserver, federated_column
@@ -56,7 +57,7 @@ def adapt(
     """
     plain = plain or experiment
     recipe = experiment.recipe
-    engine = over_ranks(folder.ranks, local_engine(experiment, ClientStore(folder.path / "state" / "none")))
+    engine = _local(experiment, folder, ClientStore(folder.path / "state" / "none"))
 
     admission = admission_of(experiment.server)
     # A test set that clients share is scored once for all of them, since they score one model.
@@ -92,7 +93,8 @@ def adapt(
 
 
 def _local(experiment: Experiment, folder: RunFolder, store: ClientStore) -> Engine:
-    return over_ranks(folder.ranks, local_engine(experiment, store))
+    engine = over_ranks(folder.ranks, local_engine(experiment, store))
+    return without_absent(engine, experiment.clients.absent, folder.ranks)
 
 
 def _federated(
@@ -103,7 +105,8 @@ def _federated(
     experiment = replace(experiment, clients=with_secret(server, experiment.clients, folder.path))
 
     def around(inner: Engine) -> Engine:
-        return unmasking(server.recipe, colluding(server, inner), admission.works)
+        there = without_absent(inner, experiment.clients.absent, folder.ranks)
+        return unmasking(server.recipe, colluding(server, there), admission.works)
 
     with ExitStack() as stack:
 

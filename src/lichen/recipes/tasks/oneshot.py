@@ -9,7 +9,7 @@ partition must agree.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from lichen.clients.masking.masked import Masked
 from lichen.clients.statistics.closed_head import predict
 from lichen.clients.statistics.sufficient import Statistics
 from lichen.core.collecting.admission import Admission
-from lichen.core.collecting.collect import collect
+from lichen.core.collecting.collect import Collected, collect
 from lichen.core.contracts.algorithm import Report
 from lichen.core.contracts.client import ClientTask
 from lichen.core.contracts.engine import Engine
@@ -45,6 +45,7 @@ from lichen.recipes.assemble.open import fetch_named
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
 from lichen.recipes.assemble.sides.limits import counting
 from lichen.recipes.assemble.sides.masks import unmasking
+from lichen.recipes.assemble.sides.withdrawal.absent import absent_of, attendance_without, rows_left, without_absent
 from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.rows.prepare import ClientData, classes_of, first_of, gather_all
 from lichen.recipes.rows.public import labelled_of, split_public
@@ -53,6 +54,7 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.personal_heads import heads_here
 from lichen.recipes.sites.statistics_node import feature_source, hidden, roster_of, solver_of
 from lichen.recipes.tasks.outcome import TaskResult, baseline, over_all_rows, tested
+from lichen.server.sums.stored import SUMS, dump_sums, load_sums
 
 __all__ = ["confusion", "engine_for", "oneshot", "run_oneshot", "save_head", "solve", "way_of"]
 
@@ -80,6 +82,7 @@ def engine_for(
     *,
     base: str = "",
     nodes: ExitStack | None = None,
+    absent: Collection[int] = (),
 ) -> tuple[Engine, Admission]:
     """An engine whose clients hold shards, on several ranks all of theirs; and what counts of their messages.
 
@@ -90,6 +93,7 @@ def engine_for(
         folder: The run folder.
         base: Digest of the encoder.
         nodes: The clients live where the recipe's engine says, in processes that this stack ends; None: here.
+        absent: Clients that do not answer.
     """
     statistics = Statistics(features=lambda batch: batch["x_CBF"], classes=classes, width=shards[0].x.shape[-1])
     work = statistics if nodes is None else hidden(recipe, statistics, len(shards))
@@ -99,6 +103,7 @@ def engine_for(
     engine = over_ranks(folder.ranks, local)
     if nodes is not None and recipe.engine_kind.nodes:
         engine = recipe_engine(recipe, folder, store, nodes, local=lambda: local)
+    engine = without_absent(engine, absent, folder.ranks)
     if isinstance(work, Masked):
         return unmasking(recipe, engine, {"statistics": work}), Admission(works={"statistics": work})
     return engine, counting("statistics", statistics, [shard.size for shard in shards])
@@ -109,15 +114,17 @@ def way_of(recipe: Recipe) -> str:
     return "lda" if recipe.model.head == "lda" else f"lambda={recipe.ridge:g}"
 
 
-def summed(recipe: Recipe, engine: Engine, admission: Admission, clients: Sequence[int], *, base: str = "") -> Any:
+def summed(
+    recipe: Recipe, engine: Engine, admission: Admission, clients: Sequence[int], *, base: str = ""
+) -> Collected:
     """One round: ask these clients for their statistics, and add them up."""
     job = Job(work="statistics", shared=Shared(), version=0, clients=tuple(clients), seed=0, base=base)
-    return collect(engine, [job], solver_of(recipe), admission=admission).total
+    return collect(engine, [job], solver_of(recipe), admission=admission)
 
 
 def solve(recipe: Recipe, engine: Engine, admission: Admission, clients: Sequence[int], *, base: str = "") -> Tree:
     """The head of these clients' sums."""
-    total = summed(recipe, engine, admission, clients, base=base)
+    total = summed(recipe, engine, admission, clients, base=base).total
     return solver_of(recipe).close(total, Shared())[0].trainable
 
 
@@ -140,13 +147,31 @@ def oneshot(
     observer: Callable[[Event], None],
     say: Callable[[str], None],
     base: str = "",
+    absent: Collection[int] = (),
 ) -> OneShot:
-    """Run the round and hold it against alone, pooled and re-partitioned data; ``base``: digest of the encoder."""
+    """Run the round and hold it against alone, pooled and re-partitioned data.
+
+    Args:
+        recipe: The recipe.
+        train: Features by client, of the absent ones none.
+        test: The same of test rows.
+        classes: How many.
+        folder: The run folder, in which the sums stay.
+        observer: Sees the one round.
+        say: Called with lines of progress.
+        base: Digest of the encoder.
+        absent: Clients that never took part.
+    """
     start, everyone = time.perf_counter(), range(len(train))
-    with ExitStack() as stack:
-        engine, admission = engine_for(recipe, train, classes, folder, base=base, nodes=stack)
-        total = summed(recipe, engine, admission, everyone, base=base)
-        head = solver_of(recipe).close(total, Shared())[0].trainable
+
+    def ask() -> Tree:
+        with ExitStack() as stack:
+            engine, admission = engine_for(recipe, train, classes, folder, base=base, nodes=stack, absent=absent)
+            total = summed(recipe, engine, admission, everyone, base=base).total
+            return dump_sums(total, up=engine.bytes_up, down=engine.bytes_down)
+
+    total, bytes_up, bytes_down = load_sums(folder.tree(SUMS, ask))
+    head = solver_of(recipe).close(total, Shared())[0].trainable
 
     def column(heads: Sequence[Tree]) -> Column:
         metrics = {"confusion": torch.stack([confusion(h, s, classes) for h, s in zip(heads, test, strict=True)])}
@@ -157,15 +182,22 @@ def oneshot(
     report = Report(
         round=1,
         clients=tuple(everyone),
-        metrics={"value": float(columns["federated"].value_N.mean())},
+        metrics={"value": float(columns["federated"].value_N.nanmean())},
         tokens=sum(s.size for s in train),
-        bytes_up=engine.bytes_up,
-        bytes_down=engine.bytes_down,
+        bytes_up=bytes_up,
+        bytes_down=bytes_down,
         seconds=seconds,
+        attendance=attendance_without(len(train), absent),
     )
     observer(Event(column="federated", report=report, total_rounds=1, grid=way_of(recipe)))
     if "alone" in recipe.compare.baselines:
-        columns["alone"] = column([solve(recipe, *engine_for(recipe, [s], classes, folder), (0,)) for s in train])
+        columns["alone"] = column(
+            [
+                # Nobody scores the head of a client that never took part: it has no test rows here.
+                head if c in absent else solve(recipe, *engine_for(recipe, [s], classes, folder), (0,))
+                for c, s in enumerate(train)
+            ]
+        )
     x = np.concatenate([s.x for s in train])
     labels = np.concatenate([s.labels for s in train])
     whole = solve(recipe, *engine_for(recipe, [ArrayShard(x=x, labels=labels)], classes, folder), (0,))
@@ -215,7 +247,9 @@ def run_oneshot(
     gathered = gather_all(recipe)
     classes = classes_of(recipe, gathered.records)
     public_split = split_public(recipe, gathered.records)
-    clients_data = labelled_of(public_split.clients_data)
+    declaring = labelled_of(public_split.clients_data)
+    absent = absent_of(recipe, [one.name for one in declaring])
+    clients_data = rows_left(declaring, absent)
     features, tokenizer = encoder_of(recipe, str(recipe.model.name), exact=True)
     read = report_read(recipe, gathered, public_split, tokenizer, say)
     make = featurizer(recipe, features, tokenizer, classes)
@@ -223,7 +257,7 @@ def run_oneshot(
         folder, recipe, Inputs(rows=len(gathered.records), data=records_digest(gathered.records), model=features.base)
     )
     save_class_names(folder, classes)
-    save_roster(folder, roster_of(clients_data), gathered.cards)
+    save_roster(folder, roster_of(declaring), gathered.cards)
     say(f"features of {sum(len(o.train) + len(o.test) for o in clients_data):,} rows of {len(clients_data)} clients")
 
     def shards_of_part(part: str) -> list[ArrayShard]:
@@ -232,13 +266,14 @@ def run_oneshot(
             return {"x": torch.from_numpy(made.x), "labels": torch.from_numpy(made.labels)}
 
         first = first_of([getattr(client_data, part) for client_data in clients_data])
-        makes = {i: partial(fresh, clients_data[i]) for i in sorted(set(first))}
+        makes = {i: partial(fresh, clients_data[i]) for i in sorted(set(first) - absent)}
         found = dict(zip(makes, folder.trees({f"features/{part}-{i}": m for i, m in makes.items()}), strict=True))
-        mine = [found[i] for i in first]
-        return [ArrayShard(x=tree["x"].numpy(), labels=tree["labels"].numpy()) for tree in mine]
+        made = {i: ArrayShard(x=tree["x"].numpy(), labels=tree["labels"].numpy()) for i, tree in found.items()}
+        nothing = next(iter(made.values())).between(0, 0)
+        return [made.get(i, nothing) for i in first]
 
     train, test = shards_of_part("train"), shards_of_part("test")
-    done = oneshot(recipe, train, test, len(classes), folder, observer, say, features.base)
+    done = oneshot(recipe, train, test, len(classes), folder, observer, say, features.base, absent)
     columns = {**done.columns, **baseline(recipe, train, test, classes)}
     own: Tree = {}
     if recipe.personal is not None:

@@ -35,6 +35,7 @@ from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.limits import counting
 from lichen.recipes.assemble.sides.masks import unmasking
 from lichen.recipes.assemble.sides.summed_scores import sums_scores
+from lichen.recipes.assemble.sides.withdrawal.absent import absent_of, attendance_without
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.open_server import declared_classes
 from lichen.recipes.sites.personal_heads import ask_for_heads, sums_down
@@ -77,6 +78,7 @@ def solve_alone(
     inputs = Inputs(rows=sum(sum(roster.rows(part)) for part in PARTS), data=roster.digest(), model=features.base)
     agree(folder, recipe, inputs)
     save_class_names(folder, classes)
+    absent = absent_of(recipe, roster.names)
 
     @cache
     def nodes() -> Engine:
@@ -132,15 +134,16 @@ def solve_alone(
     metrics = {name: x for name, x in found.items() if name not in (*head, "G", "H", "rows", "sent", "seconds")}
     columns = {"federated": column(metrics)}
     scores = columns["federated"].summed
-    value = float(columns["federated"].value_N.mean()) if not summed else None if scores is None else scores.mean
+    value = float(columns["federated"].value_N.nanmean()) if not summed else None if scores is None else scores.mean
     report = Report(
         round=1,
         clients=tuple(range(len(roster))),
         metrics={} if value is None else {"value": value},
-        tokens=sum(roster.rows("train")),
+        tokens=sum(rows for client, rows in enumerate(roster.rows("train")) if client not in absent),
         bytes_up=int(found["sent"][0]),
         bytes_down=int(found["sent"][1]),
         seconds=float(found["seconds"]),
+        attendance=attendance_without(len(roster), absent),
     )
     observer(Event(column="federated", report=report, total_rounds=1, grid=way_of(recipe)))
     if "alone" in recipe.compare.baselines:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 from lichen.core.contracts.algorithm import Report
 from lichen.present.clients import client_rows
@@ -20,6 +20,7 @@ from lichen.recipes.assemble.experiment import lr_name, metric_of
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.stated_masks import masks_of
 from lichen.recipes.assemble.sides.stated_privacy import spent
+from lichen.recipes.assemble.sides.withdrawal.absent import absent_of
 from lichen.recipes.schema.read import recipe_sha256
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.outcome import TaskResult
@@ -27,13 +28,16 @@ from lichen.tasks.task import Metric
 
 __all__ = ["summarise", "who_gained"]
 
+T = TypeVar("T")
 
-def _score(column: Column | None, metric: Metric, common: bool) -> dict[str, Any] | None:
-    """Over the clients that have a score; None where nobody has."""
+
+def _score(column: Column | None, metric: Metric, common: bool, absent: Collection[int]) -> dict[str, Any] | None:
+    """Over the clients that took part and have a score; None where nobody has."""
     if column is not None and column.summed is not None:
         known = column.summed.scored
         return {"mean": column.summed.mean, "worst_decile": column.summed.worst_decile} if known else None
-    values = [] if column is None else [x for x in column.value_N.tolist() if metric.of_all or not math.isnan(x)]
+    values = [] if column is None else _present(column.value_N.tolist(), absent)
+    values = [x for x in values if metric.of_all or not math.isnan(x)]
     if not values:
         return None
     # One model on one test set gives everybody the same score, and a tenth of them none of its own.
@@ -53,10 +57,11 @@ def summarise(
     metric = metric_of(recipe)
     higher = metric.higher_is_better
     fixed = ("base", "alone", "federated", "pooled")
-    scores = {name: column.value_N.tolist() for name, column in result.columns.items()}
+    absent = absent_of(recipe, result.clients)
+    scores = {name: _present(column.value_N.tolist(), absent) for name, column in result.columns.items()}
     against = stronger_alone(scores, higher)
     gaining = None if against is None else _share_gaining(scores[against], scores["federated"], higher)
-    score = partial(_score, metric=metric, common=result.common_test)
+    score = partial(_score, metric=metric, common=result.common_test, absent=absent)
     lr = result.columns["federated"].lr
     grid = lr_name(lr) if lr is not None else None
     events = list(read_trace(folder.path))
@@ -73,7 +78,9 @@ def summarise(
         "extra_columns": {name: score(column) for name, column in result.columns.items() if name not in fixed},
         "share_gaining": gaining,
         "gaining_over": against,
-        "gains": gains_of(scores, [one.get("train") for one in result.counts], higher_is_better=higher),
+        "gains": gains_of(
+            scores, [one.get("train") for one in _present(result.counts, absent)], higher_is_better=higher
+        ),
         "clients": len(result.clients),
         "bytes_up": sum(r.bytes_up for r in rounds) + result.bytes_up,
         "bytes_down": sum(r.bytes_down for r in rounds) + result.bytes_down,
@@ -96,6 +103,11 @@ def summarise(
         "extra": {**chosen, **_some_failed(rates), **result.extra, **_valuing(rounds), **_reached(recipe, rounds)},
     }
     return check_summary(summary)
+
+
+def _present(each_N: Sequence[T], absent: Collection[int]) -> list[T]:
+    """What is of each client, without those that never took part."""
+    return [one for client, one in enumerate(each_N) if client not in absent]
 
 
 def _share_gaining(alone: Sequence[float], federated: Sequence[float], higher: bool) -> float | None:

@@ -32,6 +32,7 @@ from lichen.recipes.assemble.sides.fingerprints import register
 from lichen.recipes.assemble.sides.masks import unmasking
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.assemble.sides.summed_scores import sums_scores
+from lichen.recipes.assemble.sides.withdrawal.absent import absent_of, without_absent
 from lichen.recipes.rows.checked_cards import Cards
 from lichen.recipes.rows.site_rows import refuse_everybodys
 from lichen.recipes.schema.recipe import Recipe
@@ -143,22 +144,28 @@ def _no_rows() -> LocalEngine:
 def _nodes(recipe: Recipe, folder: RunFolder) -> Nodes:
     """Nodes that open the recipe's data, each all of it."""
 
-    def engine(store: ClientStore, stack: ExitStack, start: Shared | None) -> Engine:
-        return recipe_engine(recipe, folder, store, stack, local=_no_rows, start=start)
+    def engine(
+        store: ClientStore, stack: ExitStack, start: Shared | None, absent: frozenset[int] = frozenset()
+    ) -> Engine:
+        there = partial(without_absent, absent=absent)
+        return recipe_engine(recipe, folder, store, stack, local=_no_rows, start=start, around=there)
 
     with ExitStack() as stack:
         roster = enrol(engine(ClientStore(folder.path / NO_STATE), stack, None))
-    return roster, (), engine, Cards(), False
+    absent = absent_of(recipe, roster.names)
+    return roster, (), lambda store, stack, start: engine(store, stack, start, absent), Cards(), False
 
 
 def _site_nodes(recipe: Recipe, folder: RunFolder, sites: SiteEngines, say: Callable[[str], None]) -> Nodes:
     """Nodes that each have the rows of one site."""
     federation = sites.enrol(recipe, folder.path, say)
     register(folder.path, federation.fingerprints)
+    absent = absent_of(recipe, federation.roster.names)
 
     def engine(store: ClientStore, stack: ExitStack, start: Shared | None) -> Engine:
         agreed = agreed_name(recipe, start)
-        return clocked(recipe, sites.engine(recipe, federation, store.folder, stack, agreed=agreed))
+        there = sites.engine(recipe, federation, store.folder, stack, agreed=agreed)
+        return clocked(recipe, without_absent(there, absent))
 
     return federation.roster, federation.labels, engine, federation.cards, federation.signed
 

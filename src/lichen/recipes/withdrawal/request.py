@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, final, get_args
@@ -12,15 +10,13 @@ from typing import Literal, cast, final, get_args
 from lichen.core.errors import LichenError
 from lichen.core.roster import Roster
 from lichen.present.summary import read_summary
+from lichen.recipes.assemble.sides.withdrawal.absent import no_such_client
 from lichen.recipes.stages.folder import last_stage, staged_of
 
-__all__ = ["How", "Request", "no_such_client", "request"]
+__all__ = ["How", "Request", "request"]
 
 How = Literal["subtract", "replay", "eraser", "negate", "npo"]
 """The ways of forgetting a client."""
-
-NEAREST = 3
-"""Names that an unknown one is held against, at most."""
 
 
 @final
@@ -72,14 +68,6 @@ def request(folder: Path | str, client: str, how: str, out: Path | str | None = 
         raise LichenError("lies in the old run, which is only read", where=f"--out {new}", fix="choose one beside it")
     _require_new(new)
     return Request(folder=old, client=client, number=names.index(client), how=cast("How", how), out=new)
-
-
-def no_such_client(name: str, names: Sequence[str], *, where: str) -> LichenError:
-    """The error for a name that no client has, with those that are nearest to it."""
-    near = difflib.get_close_matches(name, names, n=NEAREST, cutoff=0.4) or list(names[:NEAREST])
-    return LichenError(
-        f"no client is called {name!r}", where=where, fix=f"use a name of roster.json, such as {', '.join(near)}"
-    )
 
 
 def _names(folder: Path) -> tuple[str, ...]:

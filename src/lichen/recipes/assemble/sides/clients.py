@@ -82,6 +82,7 @@ class ClientSide:
         canaries: Rows beside their own that the federation trains them on, one shard a client; none: it has no such.
         pairs: Secret pairs of owners, which the federation trains them on in steps of their own, one shard a client.
         state: Folder for files of their own, such as values that nobody else knows; None: they keep none.
+        absent: Clients without a row here, that have declared some and never take part.
     """
 
     train: tuple[Shard, ...]
@@ -93,6 +94,7 @@ class ClientSide:
     canaries: tuple[Shard, ...] = ()
     pairs: tuple[Shard, ...] = ()
     state: Path | None = None
+    absent: frozenset[int] = frozenset()
 
     @property
     def planted(self) -> tuple[Shard, ...]:
@@ -143,7 +145,9 @@ def declared(
 
 def recounted(roster: Roster, clients: ClientSide) -> Roster:
     """The same clients with other rows, such as those that were written for them."""
-    return Roster(tuple(replace(one, rows=_rows(clients, c)) for c, one in enumerate(roster)))
+    return Roster(
+        tuple(one if c in clients.absent else replace(one, rows=_rows(clients, c)) for c, one in enumerate(roster))
+    )
 
 
 def _rows(clients: ClientSide, client: int) -> dict[str, int]:

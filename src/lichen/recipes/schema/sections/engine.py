@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from lichen.recipes.schema.federation import ClockConfig
@@ -31,6 +33,11 @@ class EngineConfig(Section):
         default=None,
         description="keep only what goes into each layer and compute the rest again on the way back; "
         "none: when one client alone would not fit",
+    )
+    history: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="the server's state after every so many rounds, and the clients' private state that goes with it, "
+        "stay in the run's folder, so that `lichen forget` need not begin at round 0; 0: the last two rounds alone",
     )
     nodes: Positive = Field(default=2, description="processes, for spawned and distributed")
     clock: ClockConfig | None = Field(
