@@ -28,6 +28,7 @@ __all__ = [
     "compare",
     "export",
     "fl",
+    "forget",
     "plan",
     "read_recipe",
     "replay",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from lichen.recipes.run import Result, RunReport, replay, report, run, talk
     from lichen.recipes.schema.read import read_recipe
     from lichen.recipes.schema.recipe import Recipe
+    from lichen.recipes.withdrawal.forget import forget
 
 _HOMES = {
     "LichenError": "lichen.core.errors",
@@ -55,6 +57,7 @@ _HOMES = {
     "RunReport": "lichen.recipes.run",
     "compare": "lichen.recipes.compare",
     "export": "lichen.recipes.quantize.run",
+    "forget": "lichen.recipes.withdrawal.forget",
     "plan": "lichen.recipes.plan.plan",
     "read_recipe": "lichen.recipes.schema.read",
     "replay": "lichen.recipes.run",

@@ -22,6 +22,7 @@ from lichen.cli_card import card_command
 from lichen.cli_compare import compare_command
 from lichen.cli_export import export_command
 from lichen.cli_federation import federation_app
+from lichen.cli_forget import forget_command
 from lichen.cli_init import init_command
 from lichen.cli_look import fetch_command, list_command, report_command, try_command
 from lichen.cli_owners import claim_command, fingerprint_command, pay_command
@@ -55,6 +56,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "report": report_command,
     "export": export_command,
     "rebase": rebase_command,
+    "forget": forget_command,
     "verify": verify_command,
     "pay": pay_command,
     "fingerprint": fingerprint_command,
@@ -86,7 +88,7 @@ _QUIET = {
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """How threads wait for one another, where the user has said it."""
 
-_TRAINING = ("run", "plan", "compare", "rebase", "node", "rank")
+_TRAINING = ("run", "plan", "compare", "rebase", "forget", "node", "rank")
 """Commands whose process is worth setting up for large tensors."""
 
 

@@ -169,7 +169,7 @@ class Average:
         state = replace(state, round=state.round + 1, in_flight=came.in_flight)
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
         if self.valid and is_validated(state.round, self.valid_every, self.rounds):
-            state, judged, came_to_judge = self._validate(state, engine)
+            state, judged, came_to_judge = self.validate(state, engine)
             attendance += came_to_judge
             metrics.update(judged)
         if isinstance(engine, VirtualClock):
@@ -208,7 +208,7 @@ class Average:
         """What is known of the clients; from the tensors as they are where a run goes on that knew nothing."""
         return state.downlink or self.downlink.init(state.shared, len(self.weight_N), first=state.round == 0)
 
-    def _validate(self, state: ServerState, engine: Engine) -> tuple[ServerState, dict[str, float], Attendance]:
+    def validate(self, state: ServerState, engine: Engine) -> tuple[ServerState, dict[str, float], Attendance]:
         """``(state, metrics, who came)``: the mean loss is ``valid``; no metrics where nobody with a label came."""
         judges = tuple(range(self.weight_N.shape[0])) if self.validators is None else self.validators
         job = Job(

@@ -129,9 +129,15 @@ def _facts(plan: Mapping[str, Any]) -> dict[str, str]:
         "  once loaded": bytes_text(memory["loaded"]),
         "  a client": bytes_text(memory["client"]),
         f"  a block of {memory['clients']}": bytes_text(memory["block"]),
-        "disk": f"{bytes_text(disk['private'] + disk['shared'] + disk['history'])}, of {bytes_text(disk['free'])} free",
+        "disk": f"{bytes_text(_disk(disk))}, of {bytes_text(disk['free'])} free",
         "  private state": bytes_text(disk["private"]),
         **({"  clients' messages": f"at most {bytes_text(disk['history'])}"} if disk["history"] else {}),
+        **({"  states of earlier rounds": bytes_text(disk["checkpoints"])} if disk.get("checkpoints") else {}),
         "energy": "not measured" if plan["joules"] is None else joules_text(plan["joules"]),
         "runs on": f"{plan['engine']}, {plan['device']}",
     }
+
+
+def _disk(disk: Mapping[str, int]) -> int:
+    """Bytes of all that a run writes; plans of earlier versions know no states of earlier rounds."""
+    return sum(disk.get(part, 0) for part in ("private", "shared", "history", "checkpoints"))

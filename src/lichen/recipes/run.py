@@ -289,7 +289,7 @@ def _go(
     signer: Signer | None,
 ) -> None:
     """Run a recipe as one of the ranks; the first one writes. ``alone`` runs it without rows in this process."""
-    folder = RunFolder(path, recipe_sha256=recipe_sha256(recipe), ranks=ranks, say=say)
+    folder = RunFolder(path, recipe_sha256=recipe_sha256(recipe), ranks=ranks, say=say, history=recipe.engine.history)
     trace = Trace(path)
     for file in (MANIFEST, SIGNED, PAYOUT):
         (path / file).unlink(missing_ok=True)  # they are written last, when all that they name is whole

@@ -230,7 +230,7 @@ def open_recipe(
     )
     names = [client_data.name for client_data in clients_data]
     labels = classes if recipe.declares_labels else ()
-    roster = declared(whole, names, classes=labels, capacity_N=_capacity_N(experiment))
+    roster = declared(whole, names, classes=labels, capacity_N=_capacity_N(replace(experiment, clients=whole)))
     capacity = capacity_from(roster, scaling=scaling_of(recipe.model.adapter))
     robust = recipe.federation.robust
     judged = recipe.value is not None and recipe.value.rows == "public"

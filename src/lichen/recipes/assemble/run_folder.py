@@ -30,6 +30,7 @@ from lichen.core.collecting.run_record import beginning, round_entry
 from lichen.core.contracts.algorithm import ServerState
 from lichen.core.errors import LichenError
 from lichen.core.files.answers import ANSWERS
+from lichen.core.files.checkpoints import retain_checkpoint
 from lichen.core.files.durable import sweep, write_atomic
 from lichen.core.files.journal import Journal, RoundEntry, keep_previous
 from lichen.core.files.manifest import file_digest
@@ -58,6 +59,7 @@ class RunFolder:
         recipe_sha256: What the folder must belong to.
         ranks: Who works on it together; all of them make and ask the same things in the same order.
         say: Told what was mended.
+        history: Rounds after which the state of the federated column stays; 0: the newest states alone.
 
     Attributes:
         journal: What of the run is whole; the first rank's alone.
@@ -75,8 +77,9 @@ class RunFolder:
         recipe_sha256: str,
         ranks: Ranks | None = None,
         say: Callable[[str], None] = lambda _: None,
+        history: int = 0,
     ) -> None:
-        self.path, self.ranks, self._say = path, ranks or Ranks(), say
+        self.path, self.ranks, self._say, self._history = path, ranks or Ranks(), say, history
         self._strict: bool = self.ranks.ask_first(lambda: self._claim(recipe_sha256))
         self._start = time.monotonic()
         self._events: dict[tuple[str, int], Event] = {}
@@ -196,6 +199,8 @@ class RunFolder:
             traced=traced,
             record=recorded,
         )
+        if self._history and state.round % self._history == 0 and column.startswith("federated/"):
+            retain_checkpoint(path, state.round)
         now = self.seconds()
         self._start = time.monotonic()
         self.journal.commit(entry, seconds=now, joules=self.joules())

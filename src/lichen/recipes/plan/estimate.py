@@ -71,17 +71,19 @@ class Disk:
         shared: The server's checkpoints.
         free: What the disk has left.
         history: Clients' messages that the server keeps, at most.
+        checkpoints: Earlier states that stay, with the private state that goes with them.
     """
 
     private: int
     shared: int
     free: int
     history: int = 0
+    checkpoints: int = 0
 
     @property
     def needed(self) -> int:
         """All that is written."""
-        return self.private + self.shared + self.history
+        return self.private + self.shared + self.history + self.checkpoints
 
 
 @final
@@ -204,15 +206,21 @@ def disk_of(
     once, begun = experiment.start.nbytes, initial_shared(experiment.server, experiment.recipe.optimizer.lr[0]).nbytes
     server = experiment.recipe.federation.server
     moments = {"sgd": server.momentum > 0, "adam": 2, "yogi": 2}[server.name]
+    state = 2 * begun + once * int(moments)
+    every = experiment.recipe.engine.history
+    staying = [invited[at - every : at] for at in range(every, len(invited) + 1, every)] if every else []
+    # What a client has not changed since the checkpoint before is one file for both.
+    changed = sum(len({client for who in rounds_between for client in who}) for rounds_between in staying)
     grids = rates * sum(name not in ("base", "federated") for name in columns)
     return Disk(
         private=rates * (retained + sum(clients[name] * each for name, each in private.items())),
         # A state and the one before it.
-        shared=2 * (grids * once + ("federated" in columns) * rates * (2 * begun + once * int(moments))),
+        shared=2 * (grids * once + ("federated" in columns) * rates * state),
         free=free_disk_bytes(),
         history=rates
         * sum(name in ("federated", "without") for name in columns)
         * history_bytes(experiment, invited, sent),
+        checkpoints=rates * (len(staying) * state + own * changed),
     )
 
 
@@ -294,6 +302,7 @@ def problems(recipe: Recipe, memory: Memory, disk: Disk) -> tuple[Problem, ...]:
     if disk.needed > disk.free:
         what = f"disk: {bytes_text(disk.needed)} are needed and {bytes_text(disk.free)} are free"
         change = "set federation.history to false; or " if disk.history else ""
+        change += "raise engine.history, or set it to 0; or " if disk.checkpoints else ""
         change += "try fewer rates in optimizer.lr; or lower model.adapter.rank; or take alone out of compare.baselines"
         found.append(Problem(what=what, change=change))
     return tuple(found)

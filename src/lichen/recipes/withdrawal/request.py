@@ -13,7 +13,7 @@ from lichen.present.summary import read_summary
 from lichen.recipes.assemble.sides.withdrawal.absent import no_such_client
 from lichen.recipes.stages.folder import last_stage, staged_of
 
-__all__ = ["How", "Request", "request"]
+__all__ = ["How", "Request", "request", "roster_in"]
 
 How = Literal["subtract", "replay", "eraser", "negate", "npo"]
 """The ways of forgetting a client."""
@@ -60,7 +60,7 @@ def request(folder: Path | str, client: str, how: str, out: Path | str | None = 
         raise LichenError(what, where=str(given), fix=f"{fix}: name {given}/STAGE")
     old = last_stage(given)
     read_summary(old)  # says so where it is no run, or not finished
-    names = _names(old)
+    names = roster_in(old).names
     if client not in names:
         raise no_such_client(client, names, where="--client")
     new = Path(out) if out is not None else old.absolute().with_name(f"{old.absolute().name}-without-{_file(client)}")
@@ -70,10 +70,15 @@ def request(folder: Path | str, client: str, how: str, out: Path | str | None = 
     return Request(folder=old, client=client, number=names.index(client), how=cast("How", how), out=new)
 
 
-def _names(folder: Path) -> tuple[str, ...]:
+def roster_in(folder: Path) -> Roster:
+    """The roster of a finished run.
+
+    Raises:
+        LichenError: if its folder has none, or it is damaged.
+    """
     file = folder / "roster.json"
     try:
-        return Roster.load(json.loads(file.read_text(encoding="utf-8"))).names
+        return Roster.load(json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         what = "has no roster.json, so that nobody knows whom its numbers mean"
         raise LichenError(what, where=str(folder), fix=f"make it again: lichen run --resume {folder}") from None
