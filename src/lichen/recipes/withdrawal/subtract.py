@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from lichen.core.errors import LichenError
@@ -56,8 +57,9 @@ def subtract(run: Path, recipe: Recipe, folder: RunFolder, client: int, clients:
         raise LichenError("is missing or damaged", where=str(file), fix=fix) from None
     shard = ArrayShard(x=x, labels=labels)
     shards = [shard if at == client else shard.between(0, 0) for at in range(clients)]
-    engine, admission = engine_for(recipe, shards, len(class_names(run)), folder)
-    part = summed(recipe, engine, admission, (client,)).total
+    base = str(json.loads((run / "state" / "inputs.json").read_text(encoding="utf-8"))["model"])
+    engine, admission = engine_for(recipe, shards, len(class_names(run)), folder, base=base)
+    part = summed(recipe, engine, admission, (client,), base=base).total
 
     def less() -> Tree:
         total, up, down = load_sums(load_tree(run / "state" / "scores" / f"{SUMS}.safetensors")[0])
