@@ -30,6 +30,7 @@ FLOORS = (
         "cli_compare",
         "cli_export",
         "cli_federation",
+        "cli_forget",
         "cli_init",
         "cli_look",
         "cli_rebase",

@@ -108,6 +108,7 @@ WALK: dict[str, list[list[str]]] = {
     "export": [["export", "foreign"]],
     "verify": [["verify", EVIL]],
     "rebase": [["rebase", EVIL, "--model", EVIL], ["rebase", "foreign", "--model", EVIL]],
+    "forget": [["forget", EVIL, "--client", EVIL], ["forget", "foreign", "--client", EVIL]],
     "pay": [["pay", EVIL, "--budget", "10"], ["pay", "foreign", "--budget", EVIL]],
     "fingerprint": [["fingerprint", EVIL]],
     "claim": [["claim", EVIL, "--secret", EVIL], ["claim", "foreign", "--secret", EVIL]],

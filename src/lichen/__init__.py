@@ -8,6 +8,7 @@ The commands, in Python:
 - ``report``: read finished runs, as a ``RunReport``; printed, it is their table.
 - ``talk``: ask the bare model and a run's own the same thing.
 - ``replay``: compute a run's model again from the messages it retained, whole or without some clients.
+- ``forget``: make a run beside a finished one, to which a client never came.
 - ``export``: write what a run learned as files that other tools load.
 - ``verify``: hold a finished run's folder, or an adapter's, against what was signed.
 - ``read_recipe``: read and check a recipe, a ``Recipe``, without running it.

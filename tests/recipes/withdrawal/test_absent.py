@@ -179,6 +179,8 @@ def test_nodes_that_hold_its_rows_and_a_resumed_run_give_the_same_bytes(home: Pa
     alone = lichen.run(away, out=tmp_path / "alone", server_alone=True)
     assert (alone.folder / "state" / "final.safetensors").read_bytes() == before
     assert alone.clients()[3]["federated"] is None
+    with pytest.raises(LichenError, match="by a server that holds no rows"):
+        lichen.forget(alone.folder, "person-0")
     (here / "summary.json").unlink()
     (here / "state" / "federated" / "lr=0.02" / "server.safetensors").unlink()
     assert (lichen.run(one, out=here, resume=True).folder / "state" / "final.safetensors").read_bytes() == before

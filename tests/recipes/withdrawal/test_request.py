@@ -9,6 +9,7 @@ import pytest
 
 from lichen.core.errors import LichenError
 from lichen.core.roster import Member, Roster
+from lichen.recipes.schema.yaml import dump_yaml
 from lichen.recipes.withdrawal import request as module
 from lichen.recipes.withdrawal.request import request
 
@@ -28,6 +29,20 @@ def test_a_request_names_the_client_and_its_place_in_the_roster(finished: Path) 
     found = request(finished, "ward-7", "replay")
     assert (found.number, found.out.name, found.folder) == (1, "old-without-ward-7", finished)
     assert request(finished, "ward-3", "npo", finished.parent / "new").number == 0
+
+
+def test_runs_of_several_runs_are_refused_with_what_to_name(finished: Path) -> None:
+    page = {"task": "chat", "model": {"name": "m"}, "data": {"name": "rows.jsonl"}, "federation": {"local_steps": 1}}
+    text = dump_yaml({**page, "stream": {"by": "month"}})
+    (finished / "recipe.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(LichenError, match="is of a stream"):
+        request(finished, "ward-7", "replay")
+    text = dump_yaml(
+        {**page, "stages": [{"name": "one", "federation.rounds": 2}, {"name": "two", "federation.rounds": 3}]}
+    )
+    (finished / "recipe.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(LichenError, match="several stages"):
+        request(finished, "ward-7", "replay")
 
 
 def test_what_does_not_fit_is_refused_by_its_place(finished: Path) -> None:

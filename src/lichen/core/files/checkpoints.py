@@ -87,11 +87,11 @@ def whole_checkpoint(column: Path, entries: list[RoundEntry], round_: int) -> Pa
     newest: dict[tuple[str, int], int] = {}
     for store, client, version in staged:
         newest[store, client] = max(version, newest.get((store, client), -1))
-    wanted = {path: known.get(round_)}
+    needed = {path: known.get(round_)}
     for (store, client), version in newest.items():
         place = f"{round_}/{store}/{client // 1000}/{client % 1000}/{version}{_END}"
-        wanted[column / CHECKPOINTS / place] = staged[store, client, version]
-    for file, digest in wanted.items():
+        needed[column / CHECKPOINTS / place] = staged[store, client, version]
+    for file, digest in needed.items():
         if digest is None or file_digest(file) != digest:
             fix = "delete this checkpoint, so that an earlier one is used"
             raise LichenError("is missing or damaged", where=str(file), fix=fix)

@@ -13,7 +13,6 @@ from typing import Any
 
 from lichen.core.errors import LichenError
 from lichen.declared import Declared, Part, Property, misfit
-from lichen.recipes.schema.features.absent import ABSENT
 from lichen.recipes.schema.features.attack import ATTACK
 from lichen.recipes.schema.features.audit import CANARIES
 from lichen.recipes.schema.features.changes import CHANGES
@@ -30,6 +29,7 @@ from lichen.recipes.schema.features.robust import ROBUSTNESS
 from lichen.recipes.schema.features.schedule import SCHEDULE
 from lichen.recipes.schema.features.training import TRAINING
 from lichen.recipes.schema.features.value import VALUE
+from lichen.recipes.schema.features.withdrawal.absent import ABSENT
 
 __all__ = ["FEATURES", "member", "refuse"]
 

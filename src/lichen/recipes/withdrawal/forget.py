@@ -52,7 +52,7 @@ from lichen.recipes.withdrawal.start import Start, everywhere, start_of
 from lichen.recipes.withdrawal.subtract import copy_features, has_sums, subtract
 from lichen.tasks.registry import task_of
 
-__all__ = ["REPORT", "Forgotten", "forget", "way_for"]
+__all__ = ["forget"]
 
 REPORT = "forgotten.json"
 """In the new folder, once it is finished."""
@@ -118,32 +118,32 @@ def forget(
         LichenError: if something of that does not fit, the rows have changed, or this run cannot forget exactly.
     """
     begun = time.monotonic()
-    asked = request(folder, client, how or way_for(last_stage(folder)), out)
-    recipe = recipe_of(asked.folder)
-    _refuse(asked, recipe)
+    requested = request(folder, client, how or way_for(last_stage(folder)), out)
+    recipe = recipe_of(requested.folder)
+    _refuse(requested, recipe)
     less = _without(recipe, client)
-    _require_rows(asked.folder, recipe)
+    _require_rows(requested.folder, recipe)
     text, starts = write_recipe(less), dict[str, tuple[int, str]]()
-    report = asked.out / REPORT
-    if (asked.out / "recipe.yaml").is_file():
-        if (asked.out / "recipe.yaml").read_text(encoding="utf-8") != text:
+    report = requested.out / REPORT
+    if (requested.out / "recipe.yaml").is_file():
+        if (requested.out / "recipe.yaml").read_text(encoding="utf-8") != text:
             fix = "choose another --out, or give the command of before"
-            raise LichenError("was begun by another command", where=str(asked.out), fix=fix)
-        starts = _starts_in(asked.out / _STARTS)
+            raise LichenError("was begun by another command", where=str(requested.out), fix=fix)
+        starts = _starts_in(requested.out / _STARTS)
     else:
-        starts = _begin(asked, recipe, less, text, say)
+        starts = _begin(requested, recipe, less, text, say)
     for rate, (round_, why) in starts.items():
         say(f"{rate}: {round_} rounds are copied, and the rest is trained; {why}")
-    done = run(less, out=asked.out, resume=True, say=say)
-    scores = [_others(one, client) for one in (asked.folder, done.folder)]
+    done = run(less, out=requested.out, resume=True, say=say)
+    scores = [_others(one, client) for one in (requested.folder, done.folder)]
     found = Forgotten(
         client=client,
-        how=asked.how,
-        old=asked.folder,
-        new=asked.out,
+        how=requested.how,
+        old=requested.folder,
+        new=requested.out,
         starts=starts,
         seconds=max(time.monotonic() - begun, float(done.summary["seconds"])),
-        run_seconds=float(read_summary(asked.folder)["seconds"]),
+        run_seconds=float(read_summary(requested.folder)["seconds"]),
         before=scores[0],
         after=scores[1],
     )
@@ -158,24 +158,26 @@ def way_for(folder: Path) -> str:
     return "subtract" if sums else "replay"
 
 
-def _refuse(asked: Request, recipe: Recipe) -> None:
-    rounds, where = task_of(recipe.task).procedure.rounds, str(asked.folder)
-    if asked.how not in ("subtract", "replay"):
-        raise LichenError(f"{asked.how} forgets approximately", where="--how", fix="use subtract or replay")
-    if asked.client in recipe.federation.absent:
-        raise LichenError(f"{asked.client} never took part in this run", where=where, fix="nothing is to be forgotten")
+def _refuse(requested: Request, recipe: Recipe) -> None:
+    rounds, where = task_of(recipe.task).procedure.rounds, str(requested.folder)
+    if requested.how not in ("subtract", "replay"):
+        raise LichenError(f"{requested.how} forgets approximately", where="--how", fix="use subtract or replay")
+    if requested.client in recipe.federation.absent:
+        raise LichenError(
+            f"{requested.client} never took part in this run", where=where, fix="nothing is to be forgotten"
+        )
     if recipe.noised is not None:
         what = "its noise was paid for by a budget that another run on the same rows would overdraw"
         raise LichenError(
             what, where=where, fix="plan a budget for both, and run the recipe anew with federation.absent"
         )
-    if asked.how == "subtract" and rounds:
+    if requested.how == "subtract" and rounds:
         what = "a trained model is no sum of what its clients sent, and nothing can be taken off it exactly"
         raise LichenError(what, where="--how subtract", fix="use --how replay")
-    if asked.how == "subtract" and recipe.masked is not None:
+    if requested.how == "subtract" and recipe.masked is not None:
         what = "under masks no client's part of the sum was ever known"
         raise LichenError(what, where="--how subtract", fix="use --how replay")
-    if asked.how == "subtract" and not has_sums(asked.folder):
+    if requested.how == "subtract" and not has_sums(requested.folder):
         what = "has no sums, as a run of an earlier version of lichen has none"
         raise LichenError(what, where=where, fix="use --how replay")
 
@@ -205,9 +207,9 @@ def _require_rows(old: Path, recipe: Recipe) -> None:
         )
 
 
-def _begin(asked: Request, recipe: Recipe, less: Recipe, text: str, say: Say) -> dict[str, tuple[int, str]]:
+def _begin(requested: Request, recipe: Recipe, less: Recipe, text: str, say: Say) -> dict[str, tuple[int, str]]:
     """Make the new folder, with all that is not computed again; it is there once it is whole."""
-    draft = asked.out.absolute().with_name(f".{asked.out.name}.part")
+    draft = requested.out.absolute().with_name(f".{requested.out.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     private.make_folders(draft.parent)
     private.make_folder(draft)
@@ -216,26 +218,26 @@ def _begin(asked: Request, recipe: Recipe, less: Recipe, text: str, say: Say) ->
     starts = dict[str, tuple[int, str]]()
     try:
         if not task_of(recipe.task).procedure.rounds:
-            copy_features(asked.folder, draft, asked.number)
-            if asked.how == "subtract":
-                subtract(asked.folder, recipe, folder, asked.number, len(roster_in(asked.folder)))
+            copy_features(requested.folder, draft, requested.number)
+            if requested.how == "subtract":
+                subtract(requested.folder, recipe, folder, requested.number, len(roster_in(requested.folder)))
         elif why := everywhere(recipe):
             starts = {lr_name(lr): (0, why) for lr in recipe.optimizer.lr}
         else:
-            starts = _copy(asked, less, folder, say)
+            starts = _copy(requested, less, folder, say)
         folder.close()
         write_atomic(draft / _STARTS, (json.dumps(starts, indent=2) + "\n").encode())
-        if asked.out.is_dir():
-            asked.out.rmdir()  # empty, as the request has seen
-        os.replace(draft, asked.out)
+        if requested.out.is_dir():
+            requested.out.rmdir()  # empty, as the request has seen
+        os.replace(draft, requested.out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return starts
 
 
-def _copy(asked: Request, less: Recipe, folder: RunFolder, say: Say) -> dict[str, tuple[int, str]]:
+def _copy(requested: Request, less: Recipe, folder: RunFolder, say: Say) -> dict[str, tuple[int, str]]:
     """Copy what does not depend on the client; by learning rate how many rounds that are, and why not more."""
-    old = asked.folder
+    old = requested.folder
     loaded = open_recipe(less, say=say)
     known = json.loads((old / "state" / "inputs.json").read_text(encoding="utf-8"))
     inputs = inputs_of(loaded)
@@ -245,11 +247,11 @@ def _copy(asked: Request, less: Recipe, folder: RunFolder, say: Say) -> dict[str
     save_roster(folder, loaded.experiment.server.roster, loaded.cards)
     experiment = with_references(loaded.fingerprinted().experiment, folder.path / "state")
     journal, until = entries_of(old / "state"), trial_rounds(less, less.federation.rounds)
-    judges = not less.noised and asked.number in validators_of(experiment.server)
+    judges = not less.noised and requested.number in validators_of(experiment.server)
     out = dict[str, tuple[int, str]]()
     for lr in less.optimizer.lr:
         column, entries = old / "state" / "federated" / lr_name(lr), journal.get(f"federated/{lr_name(lr)}", [])
-        start: Start = start_of(less, asked.number, entries, checkpoint_rounds(column), judges=judges)
+        start: Start = start_of(less, requested.number, entries, checkpoint_rounds(column), judges=judges)
         copy_rounds(old, folder, experiment, entries, start, lr, until)
         out[lr_name(lr)] = start.round, start.why
     return out

@@ -11,6 +11,7 @@ from lichen.core.errors import LichenError
 from lichen.core.roster import Roster
 from lichen.present.summary import read_summary
 from lichen.recipes.assemble.sides.withdrawal.absent import no_such_client
+from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.stages.folder import last_stage, staged_of
 
 __all__ = ["How", "Request", "request", "roster_in"]
@@ -60,6 +61,9 @@ def request(folder: Path | str, client: str, how: str, out: Path | str | None = 
         raise LichenError(what, where=str(given), fix=f"{fix}: name {given}/STAGE")
     old = last_stage(given)
     read_summary(old)  # says so where it is no run, or not finished
+    if (old / "recipe.yaml").is_file() and recipe_of(old).stream is not None:
+        what = "is of a stream, whose periods go on from each other, so that nobody can be forgotten in one of them"
+        raise LichenError(what, where=str(old), fix="run the stream anew on rows without the client's")
     names = roster_in(old).names
     if client not in names:
         raise no_such_client(client, names, where="--client")
