@@ -194,6 +194,16 @@ def test_what_cannot_be_forgotten_exactly_is_refused_by_its_place(tmp_path: Path
     assert not (tmp_path / "old-without-c1").exists()
 
 
+def test_a_plan_counts_the_states_that_stay(tmp_path: Path) -> None:
+    whole = digits("engine.history=2", "optimizer={name: scaffold, lr: 0.1}")
+    planned = lichen.plan(without(whole, "client-000"), seconds=0.05)
+    run = lichen.run(whole, out=tmp_path / "run").folder / "state" / "federated" / "lr=0.1"
+    states = [file.stat().st_size for file in (run / "checkpoints").rglob("*.safetensors")]
+    assert checkpoint_rounds(run) == [2, 4]
+    assert 0.4 * sum(states) < planned.expected.disk.checkpoints < 2.5 * sum(states)
+    assert lichen.plan(digits(), seconds=0.05).expected.disk.checkpoints == 0
+
+
 def test_a_start_is_before_the_client_mattered_in_any_way() -> None:
     """Every way that makes round 0 the start has a sentence of its own."""
     said = {

@@ -134,6 +134,9 @@ def _plan(
     task: Callable[..., Estimate] | None = None,
 ) -> Plan:
     require_processes(recipe)
+    if recipe.federation.absent:  # whose rows are dealt out all the same, and whose numbers stay
+        say("federation.absent: what absent clients would have cost is counted, so that this is the most")
+        recipe = recipe.model_copy(update={"federation": recipe.federation.model_copy(update={"absent": ()})})
     if slow := slow_dtype(recipe.model.dtype, recipe.model.device):
         say(f"model.dtype: {slow}")
     if recipe.exchange is not None:
