@@ -30,7 +30,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "chat-lora": (
         *("engine.history=1", "data.max_clients=6", "data.max_rows=60", "data.test_rows=2", "optimizer={lr: 2e-3}"),
         *("federation={rounds: 4, clients_per_round: 2, local_steps: 1, batch_size: 4, valid_every: 4}",),
-        "compare={retention_text: null}",
+        *("compare={retention_text: null}", "engine.packing=false"),
     ),
 }
 
