@@ -30,6 +30,7 @@ Batch = Mapping[str, Tensor]
 ``index_CB``        int64 position of the row in the client's shard, -1 for padding rows
 ``good_CB``         int64 1 where a row's answer is good, 0 where it is bad, -100 for padding rows
 ``second_ids_CBT``  int64 another answer to each row's prompt, with ``second_mask_CBT`` and ``second_labels_CBT``
+``reference_CB``    float32 log-probability of each row by the model before unlearning
 ``reference_CB2``   float32 log-probabilities of both answers by the model that training begins from
 ``ends_step_C``     bool, whether a client's step ends with this micro-batch; from a source whose steps have
                     rows in unequal numbers (:class:`lichen.data.batches.poisson_rows.PoissonRows`) alone
