@@ -17,7 +17,9 @@ from lichen.core.contracts.algorithm import ServerState
 from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.rounds import run
-from lichen.core.tree import Tree
+from lichen.core.tree import Tree, digest
+from lichen.engines.distributed import DistributedEngine
+from lichen.engines.ranks import Ranks
 from lichen.engines.replayed import ReplayEngine
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.server.mean import Mean
@@ -26,6 +28,7 @@ from lichen.server.sampling import Everyone, Uniform
 from lichen.server.unlearning.calibrated import Calibrated
 from lichen.server.unlearning.invited import AllBut, Fixed
 from lichen.server.unlearning.part import added_by
+from support.forked_ranks import on_ranks
 from support.small_experiment import engine, experiment
 
 GONE = frozenset((2,))
@@ -201,3 +204,19 @@ def test_the_others_are_invited_as_ever() -> None:
     assert Fixed((5, 1)).invite(weight_N, 0) == (1, 5)
     assert Fixed().invite(weight_N, 0) == ()
     assert AllBut(Everyone(), frozenset()).invite(weight_N, 0) == tuple(range(6))
+
+
+def test_two_ranks_give_the_same_bytes(done: Any, tmp_path: Path) -> None:
+    """Each rank reads all messages of the first round, and calibrates those of its own clients after that."""
+    made, history, state, _ = done
+    added = added_by(history, 2, until=state.best_round, weighting="examples", stride=0.5)
+    erase = Erase(average(made), history=history, gone=GONE)
+    negate = Negate(average(made), added=added, gone=GONE)
+    alone = [run(one, engine(made, tmp_path / "a"), lambda: made.start, rounds=3, seed=3) for one in (erase, negate)]
+
+    def program(ranks: Ranks) -> list[str]:
+        there = DistributedEngine(engine(made, tmp_path / "ranks"), ranks)
+        states = [run(one, there, lambda: made.start, rounds=3, seed=3) for one in (erase, negate)]
+        return [digest(one.shared.flat()) for one in states]
+
+    assert on_ranks(2, program) == [{"value": [digest(one.shared.flat()) for one in alone]}] * 2

@@ -45,7 +45,7 @@ from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.tasks.adapt import score_on
 from lichen.tasks.registry import task_of
 
-__all__ = ["REPORT", "Measured", "Proof", "prove", "write_proof"]
+__all__ = ["REPORT", "prove", "write_proof"]
 
 REPORT = "withdrawal.json"
 
