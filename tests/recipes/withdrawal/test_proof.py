@@ -15,9 +15,12 @@ from lichen.audit.separation import auc, separation
 from lichen.core.errors import LichenError
 from lichen.core.store import load_tree, save_tree
 from lichen.core.wire.shared import Shared
+from lichen.present.table import table_text
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.schema.read import read_recipe, recipe_of
-from lichen.recipes.withdrawal.proof import REPORT, prove, write_proof
+from lichen.recipes.withdrawal.proof import prove
+from lichen.recipes.withdrawal.report import REPORT, proof_table, proof_words, write_report
+from lichen.recipes.withdrawal.request import Request
 
 FINAL = Path("state/final.safetensors")
 
@@ -73,21 +76,42 @@ def _logits(loaded: object, shared: Shared, shard: object) -> torch.Tensor:
     return loaded.experiment.model.logits(params, {}, batch)[0].detach()
 
 
-def test_the_report_is_json_and_says_how_far_from_the_replayed_model(done: Path, tmp_path: Path) -> None:
+def asked(done: Path, how: str, out: Path) -> Request:
+    names = [row["client"] for row in lichen.report(done).runs[0].clients()]
+    return Request(folder=done, client=names[0], number=0, how=how, out=out)
+
+
+def test_the_report_says_how_far_it_is_from_the_model_trained_without(done: Path, tmp_path: Path) -> None:
     new, replayed = copied(done, tmp_path / "new", 0.5), copied(done, tmp_path / "replayed", 0.25)
+    found = write_report(asked(done, "npo", new), against=replayed, more={"seconds": 3.0})
+    assert json.loads((new / REPORT).read_text()) == found
+    assert (found["how"], found["approximate"], found["seconds"]) == ("npo", True, 3.0)
+    assert found["options"] == {"beta": 0.1, "alpha": 1.0, "gamma": 1.0, "rounds": 4}
     proof = prove(done, new, 0, against=replayed)
-    file = write_proof(new, {"how": "npo", "approximate": True}, proof)
-    assert file == new / REPORT
-    found = json.loads(file.read_text())
-    assert (found["how"], found["approximate"]) == ("npo", True)
     assert found["proof"]["from_replayed"]["train"] == abs(proof.new.train - proof.replayed.train)
     assert found["proof"]["old"]["gap"] == proof.old.gap
-    assert json.loads(write_proof(new, {"how": "subtract"}, None).read_text()) == {"how": "subtract"}
+    text, words = table_text(proof_table(found)), proof_words(found)
+    assert [line.split()[0] for line in text.splitlines() if line.strip()][2:] == ["old", "new", "trained"]
+    assert any("not the model of a run without" in line for line in words)
+    apart = proof.replayed.train - proof.new.train
+    assert any(f"{apart:.4g} below" in line for line in words)
+    assert any("0.333 times as far" in line for line in words)
+
+
+def test_without_another_model_or_numbers_it_says_so(done: Path, tmp_path: Path) -> None:
     broken = copied(done, tmp_path / "broken", float("nan"))
-    assert prove(done, broken, 0).as_dict()["new"]["auc"] is None
+    found = write_report(asked(done, "replay", broken))
+    assert (found["approximate"], found["options"], found["proof"]["new"]["auc"]) == (False, {}, None)
+    assert len(proof_words(found)) == 1
+    assert "-" in table_text(proof_table(found))
+    assert any("--against" in line for line in proof_words(write_report(asked(done, "negate", broken))))
     save_tree(tmp_path / "other" / FINAL, {"w": torch.zeros(2)})
     with pytest.raises(LichenError, match="other tensors"):
-        prove(done, tmp_path / "other", 0)
+        write_report(asked(done, "npo", broken), against=tmp_path / "other")
+    odd = write_report(asked(done, "subtract", tmp_path / "other"))
+    assert odd["proof"] is None
+    assert proof_table(odd) is None
+    assert "other tensors" in proof_words(odd)[0]
 
 
 def test_the_area_and_its_interval_are_those_of_scikit_learn_and_scipy() -> None:

@@ -18,7 +18,6 @@ Legend: N clients, M rows that were trained on, K others.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +30,6 @@ from numpy.typing import NDArray
 from lichen.audit.row_scores import row_scores
 from lichen.audit.separation import separation
 from lichen.core.errors import LichenError
-from lichen.core.files.durable import write_atomic
 from lichen.core.seeds import derive
 from lichen.core.store import load_tree
 from lichen.core.wire.shared import Shared
@@ -45,9 +43,7 @@ from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.tasks.adapt import score_on
 from lichen.tasks.registry import task_of
 
-__all__ = ["REPORT", "prove", "write_proof"]
-
-REPORT = "withdrawal.json"
+__all__ = ["prove"]
 
 
 @final
@@ -170,19 +166,6 @@ def prove(old: Path, new: Path, number: int, *, against: Path | None = None) -> 
         distance=None if replayed is None else _distance(old_model, new_model, replayed),
         **found,
     )
-
-
-def write_proof(new: Path, about: dict[str, Any], proof: Proof | None) -> Path:
-    """Write what was done and what was found into the new folder.
-
-    Args:
-        new: The folder.
-        about: What was asked and what it took.
-        proof: What was found; None where nothing was measured.
-    """
-    whole = about if proof is None else {**about, "proof": proof.as_dict()}
-    write_atomic(new / REPORT, (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode())
-    return new / REPORT
 
 
 def _model(folder: Path) -> Shared:
