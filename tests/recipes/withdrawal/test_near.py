@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.schema.read import read_recipe, recipe_of
 from lichen.recipes.withdrawal.near import unlearn
 from lichen.recipes.withdrawal.options import NearOptions
+from lichen.recipes.withdrawal.proof import prove
+from lichen.recipes.withdrawal.report import REPORT
 from lichen.recipes.withdrawal.request import Request, request
 
 SHORT = [
@@ -50,8 +53,12 @@ def names(done: Path) -> list[str]:
 @pytest.mark.parametrize("how", ["eraser", "negate", "npo"])
 def test_the_new_folder_is_a_run_and_the_old_one_stays(done: Path, tmp_path: Path, how: str) -> None:
     before, seen = contents(done), list[str]()
-    unlearn(asked(done, how, tmp_path / "new"), NearOptions(), say=seen.append)
+    found = unlearn(asked(done, how, tmp_path / "new"), NearOptions(), against=done, say=seen.append)
     assert contents(done) == before
+    assert json.loads((tmp_path / "new" / REPORT).read_text()) == found
+    assert (found["approximate"], found["client"], found["against"]) == (True, names(done)[1], str(done))
+    proof = prove(done, tmp_path / "new", 1, against=done).as_dict()
+    assert found["proof"] == proof
     summary = lichen.report(tmp_path / "new").runs[0].summary
     recipe = recipe_of(tmp_path / "new")
     assert recipe.federation.absent == (names(done)[1],)
@@ -66,6 +73,19 @@ def test_the_new_folder_is_a_run_and_the_old_one_stays(done: Path, tmp_path: Pat
     assert any(line.startswith(f"{how}: round") for line in seen)
     with pytest.raises(LichenError, match="finished run"):
         asked(done, how, tmp_path / "new")
+
+
+def test_a_second_client_goes_from_the_new_folder_where_no_messages_are_needed(done: Path, tmp_path: Path) -> None:
+    unlearn(asked(done, "npo", tmp_path / "one"), NearOptions(rounds=1))
+    other = names(done)[3]
+    with pytest.raises(LichenError, match="kept no messages"):
+        unlearn(request(tmp_path / "one", other, "eraser", tmp_path / "none"), NearOptions())
+    unlearn(request(tmp_path / "one", other, "npo", tmp_path / "two"), NearOptions(rounds=2))
+    assert recipe_of(tmp_path / "two").federation.absent == (names(done)[1], other)
+    lines = [json.loads(line) for line in (tmp_path / "two" / "trace.jsonl").read_text().splitlines()]
+    assert [line["column"] for line in lines] == ["unlearning"] * 2
+    assert lines[0]["clients"] == [3]
+    assert 3 not in lines[1]["clients"]
 
 
 class Killed(BaseException):

@@ -8,6 +8,7 @@ has the rows at hand; that of other engines has the same bytes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -27,9 +28,10 @@ from lichen.core.contracts.client import ClientTask
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.core.files.lock import one_process
+from lichen.core.rounds import load_state
 from lichen.core.rounds import run as run_rounds
 from lichen.core.seeds import derive
-from lichen.core.store import ClientStore, load_tree
+from lichen.core.store import ClientStore, load_tree, save_tree
 from lichen.core.wire.shared import Shared
 from lichen.engines.local import LocalEngine
 from lichen.models.preference.negative import NegativePreferenceModel
@@ -43,12 +45,15 @@ from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import algorithm_of, client_tasks, initial_shared, trainer
 from lichen.recipes.assemble.preference.references import with_references
 from lichen.recipes.assemble.run_folder import LOCK, RunFolder
+from lichen.recipes.assemble.sides.withdrawal.absent import without_absent
 from lichen.recipes.run import run
 from lichen.recipes.schema.read import recipe_of, recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.learning import HISTORY
-from lichen.recipes.withdrawal.near_fits import require_near
+from lichen.recipes.withdrawal.near_fits import require_messages, require_rounds
 from lichen.recipes.withdrawal.options import NearOptions
+from lichen.recipes.withdrawal.proof import require_alike
+from lichen.recipes.withdrawal.report import REPORT, write_report
 from lichen.recipes.withdrawal.request import Request
 from lichen.server.unlearning.part import added_by
 from lichen.transforms.downlink import WHOLE
@@ -60,21 +65,31 @@ COLUMN = "unlearning"
 Say = Callable[[str], None]
 
 
-def unlearn(request: Request, options: NearOptions, *, say: Say = lambda _: None) -> None:
+def unlearn(
+    request: Request, options: NearOptions, *, against: Path | None = None, say: Say = lambda _: None
+) -> dict[str, Any]:
     """Write the new folder; called again after a kill, it goes on.
 
     Args:
         request: What was asked; ``how`` is eraser, negate or npo.
         options: How.
+        against: A run that was trained or replayed without the client, which the model is held against.
         say: Called with lines of progress.
 
+    Returns:
+        What ``withdrawal.json`` holds.
+
     Raises:
-        LichenError: if the run does not fit the way, its rows have changed, or the new folder is another's.
+        LichenError: if the run does not fit the way, its rows have changed, or a folder is another's.
     """
     old, new = request.folder, request.out
-    recipe, lr = recipe_of(old), float(read_summary(old)["extra"]["lr.federated"])
+    recipe = recipe_of(old)
+    require_rounds(recipe, old, request.how)
+    lr = float(read_summary(old)["extra"]["lr.federated"])
+    if against is not None:
+        require_alike(old, against)
     history = History(old / "state" / "federated" / lr_name(lr) / HISTORY)
-    require_near(recipe, old, request.how, history)
+    require_messages(recipe, old, request.how, history)
     planned = _without(recipe, request.client, lr)
     with one_process(new, LOCK, say=say):
         _claim(new, planned)
@@ -84,7 +99,15 @@ def unlearn(request: Request, options: NearOptions, *, say: Say = lambda _: None
             require_rows(new, old)
             state, average = _rounds(request, options, recipe, lr, history, folder, say)
             folder.save(checkpoint, _finished(state, average, request.how, planned.federation.rounds))
+        report = new / REPORT
+        if not report.exists():  # before the summary, with which the folder is finished and nothing goes on in it
+            model = replace(load_state(checkpoint).best.for_model, frozen={})
+            save_tree(new / "state" / "final.safetensors", model.flat())
+            say("measuring what is left of the client")
+            write_report(request, options=options, against=against, more={"seconds": folder.seconds()})
     run(planned, out=new, resume=True, say=say)
+    found: dict[str, Any] = json.loads((new / REPORT).read_text(encoding="utf-8"))
+    return found
 
 
 def _without(recipe: Recipe, client: str, lr: float) -> Recipe:
@@ -165,13 +188,14 @@ def _rounds(
         )
         start = learned
     store = ClientStore(folder.clients(COLUMN, grid), listed=True)
-    engine = LocalEngine(
+    local = LocalEngine(
         tasks,
         store,
         base=server.model.base,
         block_size=block_size_of(recipe, store),
         device=recipe.model.device,
     )
+    engine = without_absent(local, experiment.clients.absent)
     rounds, trace = average.rounds, Trace(folder.path)
 
     def watch(report: Report) -> None:

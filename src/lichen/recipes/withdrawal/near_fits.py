@@ -12,17 +12,16 @@ from lichen.recipes.assemble.sides.personal import norms_of
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 
-__all__ = ["require_near"]
+__all__ = ["require_messages", "require_rounds"]
 
 
-def require_near(recipe: Recipe, folder: Path, how: str, history: History) -> None:
-    """Nothing, where rounds of plain training have made the model, and what the way needs is there.
+def require_rounds(recipe: Recipe, folder: Path, how: str) -> None:
+    """Nothing, where rounds of plain training have made the model.
 
     Args:
         recipe: The run's.
         folder: The run's.
         how: ``eraser``, ``negate`` or ``npo``.
-        history: Of its federated column.
 
     Raises:
         LichenError: what stands in the way, and what can be done instead.
@@ -50,10 +49,25 @@ def require_near(recipe: Recipe, folder: Path, how: str, history: History) -> No
     for name, there in others.items():
         if there:
             raise LichenError(f"{how} takes plain rounds, and there is {name}", where=where, fix="use --how replay")
+    if how == "npo" and recipe.prefers:
+        what = "npo lowers the likelihood of one answer a row, and a row of task prefer has two"
+        raise LichenError(what, where=where, fix="use --how replay")
+
+
+def require_messages(recipe: Recipe, folder: Path, how: str, history: History) -> None:
+    """Nothing, where the messages are there that a way works by, or it works by none.
+
+    Args:
+        recipe: The run's.
+        folder: The run's.
+        how: ``eraser``, ``negate`` or ``npo``.
+        history: Of its federated column.
+
+    Raises:
+        LichenError: what stands in the way, and what can be done instead.
+    """
+    where, fed = str(folder), recipe.federation
     if how == "npo":
-        if recipe.prefers:
-            what = "npo lowers the likelihood of one answer a row, and a row of task prefer has two"
-            raise LichenError(what, where=where, fix="use --how replay")
         return
     if not fed.history or not history.rounds():
         fix = "use --how npo or replay; the next run keeps them with federation.history: true"

@@ -43,7 +43,7 @@ from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.tasks.adapt import score_on
 from lichen.tasks.registry import task_of
 
-__all__ = ["prove"]
+__all__ = ["prove", "require_alike"]
 
 
 @final
@@ -147,11 +147,8 @@ def prove(old: Path, new: Path, number: int, *, against: Path | None = None) -> 
     if not all(shard.size for shard in own):
         what = "has no training rows or none beside them, so that nothing tells what was forgotten"
         raise LichenError(what, where=f"client {number}", fix="leave the proof out")
-    old_model, new_model = _model(old), _model(new)
-    replayed = None if against is None else _model(against)
-    for place, model in ((new, new_model), (against, replayed)):
-        if model is not None and _shapes(model) != _shapes(old_model):
-            raise LichenError("has a model of other tensors", where=str(place), fix="name a run of the same recipe")
+    old_model, new_model = _model(old), require_alike(old, new)
+    replayed = None if against is None else require_alike(old, against)
     seed, metric = derive(recipe.seed, "withdrawal"), metric_of(recipe)
     found = {
         name: _measured(experiment, own, number, model, seed)
@@ -166,6 +163,18 @@ def prove(old: Path, new: Path, number: int, *, against: Path | None = None) -> 
         distance=None if replayed is None else _distance(old_model, new_model, replayed),
         **found,
     )
+
+
+def require_alike(old: Path, other: Path) -> Shared:
+    """The model of another folder, which has the tensors of the old one's.
+
+    Raises:
+        LichenError: if it has others, or none.
+    """
+    model = _model(other)
+    if _shapes(model) != _shapes(_model(old)):
+        raise LichenError("has a model of other tensors", where=str(other), fix="name a run of the same recipe")
+    return model
 
 
 def _model(folder: Path) -> Shared:
