@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import lichen
+from lichen import cli
 from lichen.core.errors import LichenError
 from lichen.core.rounds import load_state
 from lichen.core.store import load_tree
@@ -155,3 +156,27 @@ def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
         NearOptions(**wrong)
     assert NearOptions().of("eraser") == {"every": 2, "local": 0.5}
     assert NearOptions().of("replay") == {}
+    assert NearOptions.given("npo", gamma=0.3, rate=None) == NearOptions(gamma=0.3)
+    with pytest.raises(LichenError, match="eraser does not read it"):
+        NearOptions.given("eraser", gamma=0.3)
+    with pytest.raises(LichenError, match="replay does not read it"):
+        NearOptions.given("replay", every=1)
+
+
+def test_the_command_shows_what_it_found(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new, words = tmp_path / "new", ["forget", str(done), "--client", names(done)[1], "--how", "negate", "--repair", "0"]
+    assert cli.main([*words, "--out", str(new), "--against", str(done), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    report = json.loads((new / REPORT).read_text())
+    assert found["report"] == report
+    assert (report["how"], report["options"]) == ("negate", {"rate": 1.0, "repair": 0})
+    assert (found["how"], found["new"]) == ("negate", str(new))
+    assert cli.main([*words, "--out", str(tmp_path / "again")]) == 0
+    shown = capsys.readouterr().out
+    assert "approximate: this is not the model" in shown
+    assert "membership AUC" in shown
+    assert (tmp_path / "again" / FINAL).read_bytes() == (new / FINAL).read_bytes()
+    assert cli.main([*words, "--out", str(tmp_path / "no"), "--against", str(tmp_path)]) != 0
+    assert not (tmp_path / "no").exists()
+    forgotten = lichen.forget(done, names(done)[0], how="npo", out=tmp_path / "third", rounds=1, gamma=0.5)
+    assert forgotten.report["options"]["gamma"] == 0.5

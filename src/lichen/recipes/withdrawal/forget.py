@@ -1,9 +1,10 @@
-"""Forgets a client of a finished run exactly: a new folder with the model of a run to which the client never came.
+"""Forgets a client of a finished run: a new folder with the model of a run to which the client never came, or nearly.
 
 ``subtract`` takes the client's statistics off the sums that a head in closed form is solved from. ``replay`` goes back
 to the last state that does not depend on the client, copies the rounds until there, and lets the others train on. Both
 end with the bytes of the same recipe with ``federation.absent: [NAME]``, which is the recipe of the new folder. The old
-folder is only read.
+folder is only read. Ways that come near, and how far any way has come: :mod:`lichen.recipes.withdrawal.near`,
+:mod:`lichen.recipes.withdrawal.proof`.
 
 References:
     Lucas Bourtoule, Varun Chandrasekaran, Christopher A. Choquette-Choo, Hengrui Jia, Adelin Travers, Baiwu Zhang,
@@ -47,6 +48,10 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.schema.strict import check
 from lichen.recipes.stages.folder import last_stage
 from lichen.recipes.withdrawal.copied import copy_rounds
+from lichen.recipes.withdrawal.near import unlearn
+from lichen.recipes.withdrawal.options import APPROXIMATE, NearOptions
+from lichen.recipes.withdrawal.proof import require_alike
+from lichen.recipes.withdrawal.report import write_report
 from lichen.recipes.withdrawal.request import Request, request, roster_in
 from lichen.recipes.withdrawal.start import Start, everywhere, start_of
 from lichen.recipes.withdrawal.subtract import copy_features, has_sums, subtract
@@ -78,6 +83,7 @@ class Forgotten:
         run_seconds: What the old run took.
         before: The others' mean score in the federated column of the old run; not-a-number where nobody has one.
         after: The same in the new one.
+        report: What ``withdrawal.json`` holds: how far the model has forgotten the client.
     """
 
     client: str
@@ -89,6 +95,7 @@ class Forgotten:
     run_seconds: float = 0.0
     before: float = math.nan
     after: float = math.nan
+    report: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it; what is not a number is null."""
@@ -103,28 +110,37 @@ def forget(
     *,
     how: str | None = None,
     out: Path | str | None = None,
+    against: Path | str | None = None,
     say: Say = lambda _: None,
+    **options: float | None,
 ) -> Forgotten:
-    """Forget a client exactly; called again after a stop, it goes on to the same bytes.
+    """Forget a client; called again after a stop, it goes on to the same bytes.
 
     Args:
         folder: A finished run, whose data are there.
         client: A name of its ``roster.json``.
-        how: ``subtract`` or ``replay``; None: ``subtract`` where a sum is all that was learned, else ``replay``.
+        how: Exactly by ``subtract`` or ``replay``, nearly by ``eraser``, ``negate`` or ``npo``; None: ``subtract``
+            where a sum is all that was learned, else ``replay``.
         out: The new folder; by default beside the old one, with ``-without-CLIENT`` behind its name.
+        against: A run that was trained or replayed without the client, which the new model is held against.
         say: Called with lines of progress.
+        options: Numbers of :class:`lichen.recipes.withdrawal.options.NearOptions`, for ways that come near.
 
     Raises:
-        LichenError: if something of that does not fit, the rows have changed, or this run cannot forget exactly.
+        LichenError: if something of that does not fit, the rows have changed, or this run cannot forget so.
     """
     begun = time.monotonic()
     requested = request(folder, client, how or way_for(last_stage(folder)), out)
+    near, other = NearOptions.given(requested.how, **options), None if against is None else Path(against)
     recipe = recipe_of(requested.folder)
     _refuse(requested, recipe)
+    if other is not None:
+        require_alike(requested.folder, other)
+    if requested.how in APPROXIMATE:
+        return _found(requested, unlearn(requested, near, against=other, say=say), begun)
     less = _without(recipe, client)
     _require_rows(requested.folder, recipe)
     text, starts = write_recipe(less), dict[str, tuple[int, str]]()
-    report = requested.out / REPORT
     if (requested.out / "recipe.yaml").is_file():
         if (requested.out / "recipe.yaml").read_text(encoding="utf-8") != text:
             fix = "choose another --out, or give the command of before"
@@ -134,20 +150,30 @@ def forget(
         starts = _begin(requested, recipe, less, text, say)
     for rate, (round_, why) in starts.items():
         say(f"{rate}: {round_} rounds are copied, and the rest is trained; {why}")
-    done = run(less, out=requested.out, resume=True, say=say)
-    scores = [_others(one, client) for one in (requested.folder, done.folder)]
+    run(less, out=requested.out, resume=True, say=say)
+    say("measuring what is left of the client")
+    return _found(requested, write_report(requested, against=other), begun, starts)
+
+
+def _found(
+    requested: Request, report: Mapping[str, Any], begun: float, starts: Mapping[str, tuple[int, str]] | None = None
+) -> Forgotten:
+    """What a new folder that is finished shows, which is written into it."""
+    scores = [_others(one, requested.client) for one in (requested.folder, requested.out)]
     found = Forgotten(
-        client=client,
+        client=requested.client,
         how=requested.how,
         old=requested.folder,
         new=requested.out,
-        starts=starts,
-        seconds=max(time.monotonic() - begun, float(done.summary["seconds"])),
+        starts=starts or {},
+        seconds=max(time.monotonic() - begun, float(read_summary(requested.out)["seconds"])),
         run_seconds=float(read_summary(requested.folder)["seconds"]),
         before=scores[0],
         after=scores[1],
+        report=report,
     )
-    write_atomic(report, (json.dumps(found.as_dict(), indent=2, allow_nan=False) + "\n").encode())
+    about = {name: value for name, value in found.as_dict().items() if name != "report"}
+    write_atomic(requested.out / REPORT, (json.dumps(about, indent=2, allow_nan=False) + "\n").encode())
     return found
 
 
@@ -160,8 +186,6 @@ def way_for(folder: Path) -> str:
 
 def _refuse(requested: Request, recipe: Recipe) -> None:
     rounds, where = task_of(recipe.task).procedure.rounds, str(requested.folder)
-    if requested.how not in ("subtract", "replay"):
-        raise LichenError(f"{requested.how} forgets approximately", where="--how", fix="use subtract or replay")
     if requested.client in recipe.federation.absent:
         raise LichenError(
             f"{requested.client} never took part in this run", where=where, fix="nothing is to be forgotten"

@@ -12,6 +12,8 @@ __all__ = ["APPROXIMATE", "NearOptions"]
 APPROXIMATE = ("eraser", "negate", "npo")
 """Ways whose model is near one that never met the client, and not that one."""
 
+_READ = {"eraser": ("every", "local"), "negate": ("rate", "repair"), "npo": ("beta", "alpha", "gamma", "rounds")}
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +53,29 @@ class NearOptions:
         if not 0 < self.local <= 1:
             raise LichenError(f"{self.local} is no share", where="--local", fix="use a number above 0, at most 1")
 
+    @classmethod
+    def given(cls, how: str, **numbers: float | None) -> NearOptions:
+        """The defaults, and the numbers that are given.
+
+        Args:
+            how: The way.
+            numbers: By name; None: not given.
+
+        Raises:
+            LichenError: if a number is out of range, or the way reads no such one.
+        """
+        known = {name: number for name, number in numbers.items() if number is not None}
+        for name in known:
+            if name not in _READ.get(how, ()):
+                reads = ", ".join(f"--{one}" for one in _READ.get(how, ()))
+                fix = f"leave it out; {how} reads {reads}" if reads else "leave it out"
+                raise LichenError(f"{how} does not read it", where=f"--{name}", fix=fix)
+        return cls(**known)  # type: ignore[arg-type]
+
     def of(self, how: str) -> dict[str, float]:
         """Those that one way reads.
 
         >>> NearOptions().of("negate")
         {'rate': 1.0, 'repair': 2}
         """
-        read = {"eraser": ("every", "local"), "negate": ("rate", "repair"), "npo": ("beta", "alpha", "gamma", "rounds")}
-        return {name: getattr(self, name) for name in read.get(how, ())}
+        return {name: getattr(self, name) for name in _READ.get(how, ())}
