@@ -58,7 +58,12 @@ WORDS = (
     Old("began", "initial"),
     Old("begin_of", "initial_shared"),
     Old("begin", "initial", only=("clients/*",), why="where a piece begins"),
-    Old("held", "acked, frozen, shard_of", but=("data/sources/*", "recipes/rows/*"), why="held-out rows"),
+    Old(
+        "held",
+        "acked, frozen, shard_of",
+        but=("data/sources/*", "recipes/rows/*", "recipes/withdrawal/*"),
+        why="held-out rows",
+    ),
     Old("kept", "cached, retained, saved"),
     Old("shelf", "CacheStore"),
     Old("mark", "key", only=("fm/*",), why="a parser's mark; a sign in a text"),

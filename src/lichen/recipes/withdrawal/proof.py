@@ -199,16 +199,16 @@ def _measured(experiment: Experiment, own: list[Shard], number: int, model: Shar
     if not len(member_M) or not len(other_K):
         raise LichenError("has no rows with a label of both kinds", where=f"client {number}", fix="leave the proof out")
     finite = bool(np.isfinite(member_M).all() and np.isfinite(other_K).all())
-    told = separation(member_M, other_K, seed=seed) if finite else None
+    found = separation(member_M, other_K, seed=seed) if finite else None
     rows = [shard for place, shard in enumerate(experiment.clients.test) if place != number]
     with tempfile.TemporaryDirectory() as aside:
         value_N = values_N(experiment.recipe, score_on(experiment, rows, model, Path(aside))).double()
     return Measured(
         train=-float(member_M.mean()),
         held_out=-float(other_K.mean()),
-        auc=math.nan if told is None else told.auc,
-        auc_low=math.nan if told is None else told.auc_low,
-        auc_high=math.nan if told is None else told.auc_high,
+        auc=math.nan if found is None else found.auc,
+        auc_low=math.nan if found is None else found.auc_low,
+        auc_high=math.nan if found is None else found.auc_high,
         others=float(value_N.nanmean()),
     )
 
