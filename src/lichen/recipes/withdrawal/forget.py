@@ -136,10 +136,10 @@ def forget(
     _refuse(requested, recipe)
     if other is not None:
         require_alike(requested.folder, other)
+    _require_rows(requested.folder, recipe)
     if requested.how in APPROXIMATE:
         return _found(requested, unlearn(requested, near, against=other, say=say), begun)
     less = _without(recipe, client)
-    _require_rows(requested.folder, recipe)
     text, starts = write_recipe(less), dict[str, tuple[int, str]]()
     if (requested.out / "recipe.yaml").is_file():
         if (requested.out / "recipe.yaml").read_text(encoding="utf-8") != text:
