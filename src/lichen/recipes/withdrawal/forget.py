@@ -79,7 +79,7 @@ class Forgotten:
         old: The old run's folder.
         new: The new one's.
         starts: With ``replay``, by learning rate: how many rounds were copied, and why not more.
-        seconds: What it took, in seconds, over all calls.
+        seconds: What it took, in seconds, over all calls, without measuring how far it has come.
         run_seconds: What the old run took.
         before: The others' mean score in the federated column of the old run; not-a-number where nobody has one.
         after: The same in the new one.
@@ -138,7 +138,7 @@ def forget(
         require_alike(requested.folder, other)
     _require_rows(requested.folder, recipe)
     if requested.how in APPROXIMATE:
-        return _found(requested, unlearn(requested, near, against=other, say=say), begun)
+        return _found(requested, unlearn(requested, near, against=other, say=say))
     less = _without(recipe, client)
     text, starts = write_recipe(less), dict[str, tuple[int, str]]()
     if (requested.out / "recipe.yaml").is_file():
@@ -151,12 +151,17 @@ def forget(
     for rate, (round_, why) in starts.items():
         say(f"{rate}: {round_} rounds are copied, and the rest is trained; {why}")
     run(less, out=requested.out, resume=True, say=say)
+    took = time.monotonic() - begun
     say("measuring what is left of the client")
-    return _found(requested, write_report(requested, against=other), begun, starts)
+    return _found(requested, write_report(requested, against=other), took=took, starts=starts)
 
 
 def _found(
-    requested: Request, report: Mapping[str, Any], begun: float, starts: Mapping[str, tuple[int, str]] | None = None
+    requested: Request,
+    report: Mapping[str, Any],
+    *,
+    took: float = 0.0,
+    starts: Mapping[str, tuple[int, str]] | None = None,
 ) -> Forgotten:
     """What a new folder that is finished shows, which is written into it."""
     scores = [_others(one, requested.client) for one in (requested.folder, requested.out)]
@@ -166,7 +171,7 @@ def _found(
         old=requested.folder,
         new=requested.out,
         starts=starts or {},
-        seconds=max(time.monotonic() - begun, float(read_summary(requested.out)["seconds"])),
+        seconds=max(took, float(read_summary(requested.out)["seconds"])),
         run_seconds=float(read_summary(requested.folder)["seconds"]),
         before=scores[0],
         after=scores[1],
