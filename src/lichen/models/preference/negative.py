@@ -36,7 +36,7 @@ def negative_loss(ratio: Tensor, beta: float) -> Tensor:
         ratio: r of each row.
         beta: β.
 
-    >>> negative_loss(torch.tensor([-60.0, 0.0, 60.0]), 0.5).round(decimals=3).tolist()
+    >>> [round(float(loss), 3) for loss in negative_loss(torch.tensor([-60.0, 0.0, 60.0]), 0.5)]
     [0.0, 2.773, 120.0]
     """
     return -(2 / beta) * logsigmoid(-beta * ratio)
