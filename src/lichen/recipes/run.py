@@ -44,6 +44,7 @@ from lichen.recipes.artifacts.moved_inputs import move
 from lichen.recipes.artifacts.record import end_record, seal_run
 from lichen.recipes.artifacts.use import Talker, export, talk
 from lichen.recipes.artifacts.verify import PAYOUT
+from lichen.recipes.artifacts.withdrawn.deletions import refuse_withdrawn
 from lichen.recipes.assemble.bases.in_force import with_base_in_force
 from lichen.recipes.assemble.run_folder import LOCK, RunFolder
 from lichen.recipes.launch import launch, require_processes, telling
@@ -269,6 +270,7 @@ def _claim(
         raise LichenError("is not empty", where=str(path), fix=f"choose another folder, or: lichen run --resume {path}")
     if not path.exists():
         private.make_folder(path)
+    refuse_withdrawn(path)
     lock.enter_context(one_process(path, LOCK, say=say))
     if not (path / "recipe.yaml").exists():  # first of all files: with it, whatever is left can be resumed
         write_atomic(path / "recipe.yaml", write_recipe(recipe).encode())

@@ -5,6 +5,9 @@ first; the digest of the last line is the chain's head. Whoever knows the head c
 changed, left out or put elsewhere. ``record.json`` holds the head, signed with Ed25519 by a key that lies in the run's
 folder, or with the server of the federation whose sites took part.
 
+A line from which something was removed later holds in ``redacted`` the digest of what it was, from which the chain goes
+on. It counts only before a line of kind ``withdrawal``, whose ``standing`` is the digest of all bytes before it.
+
 References:
     Stuart Haber and W. Scott Stornetta. "How to Time-Stamp a Digital Document." Journal of Cryptology, 1991.
     Simon Josefsson and Ilari Liusvaara. RFC 8032, "Edwards-Curve Digital Signature Algorithm (EdDSA)." 2017.
@@ -29,10 +32,12 @@ __all__ = [
     "RECORD",
     "SIGNED",
     "START",
+    "WITHDRAWAL",
     "Record",
     "Signer",
     "canonical",
     "chain",
+    "line_digest",
     "private_key",
     "public_key",
     "recorded_files",
@@ -51,6 +56,9 @@ FORMAT = 1
 
 START = "0" * 64
 """Stands for the line before the first."""
+
+WITHDRAWAL = "withdrawal"
+"""The kind of line that stands for a client that has gone: what stood of it before is redacted."""
 
 
 @final
@@ -102,10 +110,15 @@ def chain(path: Path) -> tuple[list[dict[str, Any]], str]:
         return lines, head
     except OSError as error:
         raise LichenError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    redacted, passed = 0, hashlib.sha256()
     for number, line in enumerate(data.splitlines(keepends=True), start=1):
         try:
             entry = json.loads(line)
             whole = canonical(entry) == line and isinstance(entry, dict) and entry["before"] == head
+            if whole and entry.get("kind") == WITHDRAWAL and entry["standing"] == passed.hexdigest():
+                redacted = 0
+            if whole and "redacted" in entry:
+                redacted = redacted or number
         except (ValueError, KeyError, TypeError, RecursionError):
             whole = False
         if not whole:
@@ -115,8 +128,17 @@ def chain(path: Path) -> tuple[list[dict[str, Any]], str]:
                 fix=_PUT_BACK,
             )
         lines.append(entry)
-        head = hashlib.sha256(line).hexdigest()
+        head = line_digest(entry)
+        passed.update(line)
+    if redacted:
+        what = "is redacted, and no line of a withdrawal stands for it"
+        raise LichenError(what, where=f"{path}, line {redacted}", fix=_PUT_BACK)
     return lines, head
+
+
+def line_digest(entry: Mapping[str, Any]) -> str:
+    """What the line after this one holds in ``before``: the digest of the line as it was written first."""
+    return str(entry["redacted"]) if "redacted" in entry else hashlib.sha256(canonical(entry)).hexdigest()
 
 
 @final

@@ -27,6 +27,7 @@ from lichen.recipes.artifacts.contributions import read_contributions
 from lichen.recipes.artifacts.record import seal_run
 from lichen.recipes.artifacts.shares import Payment, amount, cents_of, floor_of, shared_out
 from lichen.recipes.artifacts.verify import KEY, PAYOUT, verify
+from lichen.recipes.artifacts.withdrawn.deletions import withdrawn_numbers
 from lichen.recipes.assemble.experiment import lr_name
 from lichen.recipes.assemble.run_folder import LOCK
 from lichen.recipes.schema.read import recipe_of
@@ -102,11 +103,14 @@ def pay(
     with one_process(folder, LOCK, say=lambda _: None):
         names, brought = _brought(folder, by)
         signer = _signer(folder, signer)
-        paid = shared_out(cents, brought, equal)
+        gone = withdrawn_numbers(folder)
+        paid = shared_out(cents, [-1.0 if at in gone else x for at, x in enumerate(brought)], equal)
         say = _sentences(by, brought)
         clients = tuple(
-            Paid(client=name, brought=x, cents=one.cents, why=say(x, one))
-            for name, x, one in zip(names, brought, paid, strict=True)
+            Paid(
+                client=name, brought=x, cents=one.cents, why="nothing: it was withdrawn" if at in gone else say(x, one)
+            )
+            for at, (name, x, one) in enumerate(zip(names, brought, paid, strict=True))
         )
         found = Payout(by=by, budget=cents, clients=clients)
         _write(folder, found, floor, signer)

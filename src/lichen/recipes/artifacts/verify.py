@@ -15,9 +15,19 @@ from typing import Any, final
 from lichen.core.contracts.value import RoundValue
 from lichen.core.errors import LichenError
 from lichen.core.files.manifest import files_in, sha256_of
-from lichen.core.files.record import RECORD, SIGNED, canonical, chain, public_key, recorded_files, require_signed
+from lichen.core.files.record import (
+    RECORD,
+    SIGNED,
+    WITHDRAWAL,
+    canonical,
+    chain,
+    public_key,
+    recorded_files,
+    require_signed,
+)
 from lichen.core.visible import visible
 from lichen.recipes.artifacts.contributions import CONTRIBUTIONS, read_contributions
+from lichen.recipes.artifacts.withdrawn.deletions import DELETIONS, require_deletions, require_whole
 from lichen.recipes.stages.folder import last_stage
 
 __all__ = ["KEY", "MANIFEST", "PAYOUT", "handed_on", "verify"]
@@ -38,6 +48,12 @@ UNPROVEN = (
 )
 """What a record that holds does not prove."""
 
+WITHDRAWN = (
+    "what stood of a withdrawn client in redacted lines of the record: of such a line the digest is left",
+    "that no copy of what was deleted lies elsewhere, nor on the disk under what was written since",
+)
+"""What a record does not prove besides, where a client was withdrawn."""
+
 _PUT_BACK = "put it back from a copy"
 
 
@@ -50,10 +66,12 @@ class Verified:
         key: Public key that has signed it, 64 hex digits; empty where nothing is signed yet.
         federation: The federation whose server has that key, as it says; empty: the run's own key.
         lines: Of the record; 0 for an adapter by itself.
-        rounds: Rounds on record.
+        rounds: Rounds on record that made the model; those before a withdrawal did not.
         messages: Messages that counted in them.
         values: Values of clients in rounds, each as the record has it.
         payouts: Times that the clients were paid.
+        withdrawn: Clients that were taken out of the run.
+        redacted: Lines of the record from which they were taken out.
         files: Files that are as they were recorded.
         others: Files that no record names.
         unproven: What does not follow from it.
@@ -66,6 +84,8 @@ class Verified:
     messages: int = 0
     values: int = 0
     payouts: int = 0
+    withdrawn: int = 0
+    redacted: int = 0
     files: int = 0
     others: tuple[str, ...] = ()
     unproven: tuple[str, ...] = UNPROVEN
@@ -80,6 +100,9 @@ class Verified:
             lines.append(f"values    {self.values} of clients in rounds: {CONTRIBUTIONS} has those on record")
         if self.payouts:
             lines.append(f"payouts   {self.payouts}: {PAYOUT} is the last on record")
+        if self.withdrawn:
+            left = f"nothing of their own is left, and {self.redacted} lines of the record are redacted"
+            lines.append(f"withdrawn {self.withdrawn}, as {DELETIONS} says: {left}")
         if self.key:
             lines.append(f"files     {self.files}, each as it was when it was signed")
         return "\n".join([*lines, *(f"unproven  {one}" for one in self.unproven)])
@@ -118,11 +141,14 @@ def verify(folder: Path | str, *, key: str | None = None) -> Verified:
 
 
 def _verify_run(run: Path, key: str | None) -> Verified:
-    lines, head = chain(run / RECORD)
+    require_whole(run)
+    every, head = chain(run / RECORD)
+    since = max((at for at, line in enumerate(every, start=1) if line.get("kind") == WITHDRAWAL), default=0)
+    lines = every[since:]  # what made the files as they are now
     rounds = [line for line in lines if line.get("kind") == "round"]
     messages = sum(len(line["counted"]) for line in rounds)
-    if lines[0].get("kind") != "begin":
-        raise LichenError("is no beginning", where=f"{run / RECORD}, line 1", fix=_PUT_BACK)
+    if not lines or lines[0].get("kind") != "begin":
+        raise LichenError("is no beginning", where=f"{run / RECORD}, line {since + 1}", fix=_PUT_BACK)
     last = next((at for at, line in enumerate(lines) if line.get("kind") == "end"), len(lines) - 1)
     end, payouts = lines[last], lines[last + 1 :]
     if not (run / SIGNED).exists() and end.get("kind") != "end":
@@ -131,23 +157,23 @@ def _verify_run(run: Path, key: str | None) -> Verified:
         unsigned = ("anything: the run is not finished, and nothing is signed yet", *UNPROVEN)
         return Verified(key="", lines=len(lines), rounds=len(rounds), messages=messages, unproven=unsigned)
     about = require_signed(run / SIGNED, key)
-    if about["head"] != head or about["lines"] != len(lines):
+    if about["head"] != head or about["lines"] != len(every):
         raise LichenError(
             f"is not the record of {about['lines']} lines that was signed", where=str(run / RECORD), fix=_PUT_BACK
         )
     _require_signer(run, about, end)
     names = _files(run / RECORD, end)
     for name, digest in names.items():
-        _require(run, name, digest, f"{run / RECORD}, line {last + 1}")
+        _require(run, name, digest, f"{run / RECORD}, line {since + last + 1}")
     for name, digest in _files(run / RECORD, payouts[-1]).items() if payouts else ():
-        _require(run, name, digest, f"{run / RECORD}, line {len(lines)}")
+        _require(run, name, digest, f"{run / RECORD}, line {len(every)}")
         names[name] = digest
     values = _require_values(run, rounds)
     for number, state in _last_states(lines):
         column = run / "state" / lines[number - 1]["column"] / "server.safetensors"
         if column.exists() and sha256_of(column)[:32] != state:
-            raise LichenError(f"is another state than that of line {number}", where=str(column), fix=_PUT_BACK)
-    files = len(names)
+            raise LichenError(f"is another state than that of line {since + number}", where=str(column), fix=_PUT_BACK)
+    withdrawn, files = require_deletions(run, every), len(names)
     if (run / "adapter" / MANIFEST).exists():
         body = require_signed(run / "adapter" / MANIFEST, about["public_key"])
         if body["record"] != hashlib.sha256(canonical(end)).hexdigest() or _federation(body) != _federation(about):
@@ -159,9 +185,12 @@ def _verify_run(run: Path, key: str | None) -> Verified:
     return Verified(
         key=about["public_key"],
         federation=_federation(about),
-        lines=len(lines),
+        lines=len(every),
         rounds=len(rounds),
         messages=messages,
+        withdrawn=withdrawn,
+        redacted=sum("redacted" in line for line in every),
+        unproven=(*UNPROVEN, *WITHDRAWN) if withdrawn else UNPROVEN,
         values=values,
         payouts=len(payouts),
         files=files,

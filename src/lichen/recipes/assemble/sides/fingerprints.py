@@ -216,7 +216,7 @@ def registered(run: Path, fingerprint: Fingerprint) -> str:
         LichenError: if the list of digests is not the one that the record began with.
     """
     lines, _ = chain(run / RECORD)
-    begun = lines[0].get("files", {}) if lines else {}
+    begun: dict[str, str] = next((line.get("files", {}) for line in reversed(lines) if line.get("kind") == "begin"), {})
     file = run / REGISTERED
     if REGISTERED not in begun or not file.is_file():
         return ""
