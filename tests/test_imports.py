@@ -22,7 +22,7 @@ FLOORS = (
     ("recipes", "research"),
     ("federation",),
     ("shell",),
-    ("cli_local",),
+    ("cli_local", "cli_traces"),
     (
         "cli_audit",
         "cli_cache",
@@ -34,6 +34,7 @@ FLOORS = (
         "cli_init",
         "cli_look",
         "cli_rebase",
+        "cli_forget",
         "cli_run",
     ),
     ("cli_owners", "cli_serve", "cli_verify"),

@@ -1,4 +1,4 @@
-"""The command ``forget``: a new run beside a finished one, to which a client never came.
+"""The command ``forget``: a new run to which a client never came, what a run holds of it, and taking that out.
 
 Nothing heavy is imported until it is called.
 """
@@ -8,20 +8,31 @@ from __future__ import annotations
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from cyclopts import Parameter
+
+from lichen.core.errors import LichenError
 from lichen.shell import crash_in, log, print_json, say, show
 
 __all__ = ["forget_command"]
+
+How = Literal["subtract", "replay", "eraser", "negate", "npo"]
 
 
 def forget_command(
     folder: Path,
     /,
     *,
-    client: str,
-    how: Literal["subtract", "replay", "eraser", "negate", "npo"] | None = None,
+    client: str | None = None,
+    how: How | None = None,
     out: Path | None = None,
+    list_: Annotated[bool, Parameter(name="--list")] = False,
+    rows: Path | None = None,
+    purge: bool = False,
+    basis: str = "",
+    requested: Annotated[str, Parameter(name="--asked")] = "",
+    federation: Path | None = None,
     against: Path | None = None,
     every: int | None = None,
     local: float | None = None,
@@ -35,14 +46,14 @@ def forget_command(
 ) -> None:
     """Forget a client of a finished run: a new folder with the model of a run to which it never came, or nearly.
 
-    The old folder stays as it is. The same command goes on after a stop.
+    The old folder stays as it is, unless --purge is given. The same command goes on after a stop.
 
     Parameters
     ----------
     folder
         The finished run; its data are opened again.
     client
-        Who is to be forgotten: a name of the run's roster.json.
+        Who is to be forgotten: a name of the run's roster.json. Without it --purge ends a purge that was stopped.
     how
         subtract: its statistics are taken off the sums of task oneshot; replay: the others train again from the last
         state that does not depend on it; eraser, negate, npo: approximations, which come near and do not say how near.
@@ -67,9 +78,27 @@ def forget_command(
         npo: factor on that of the client's own rounds; 1 if not given.
     rounds
         npo: rounds in all, the client's and the others' in turns; 4 if not given.
+    list_
+        Name each file of the folder that holds something of the client, and what; nothing is made.
+    rows
+        A file with texts of its rows, for which --list searches all bytes.
+    purge
+        Take the client out of FOLDER: delete what is its alone, and put the new folder, which goes up in it, in the place
+        of all sums. With --how the new folder is made first; else it is one that was made before.
+    basis
+        Why, in words that deletions.jsonl holds, such as a law's.
+    requested
+        The day on which it was asked for, such as 2026-11-30.
+    federation
+        The folder of the federation that has signed the run's record, at its coordinator; its key signs again.
     json
         Print what was found as JSON, and nothing else, on standard output.
     """
+    if list_ or purge:
+        _traces(folder, client, list_, rows, purge, how, out, basis, requested, federation, json)
+        return
+    if client is None:
+        raise LichenError("names nobody", where="lichen forget", fix="add --client NAME, a name of roster.json")
     with crash_in(out or folder), redirect_stdout(sys.stderr):
         from lichen.recipes.withdrawal.forget import forget
 
@@ -95,3 +124,35 @@ def forget_command(
     for line in proof_words(found.report):
         say(line)
     say(f"new folder: {found.new}")
+
+
+def _traces(
+    folder: Path,
+    client: str | None,
+    list_: bool,
+    rows: Path | None,
+    purge: bool,
+    how: How | None,
+    out: Path | None,
+    basis: str,
+    requested: str,
+    federation: Path | None,
+    json: bool,
+) -> None:
+    """List what is left of a client, or take it out of the folder."""
+    from lichen.cli_traces import list_traces, purge_run, signer_from
+
+    if list_ and purge:
+        raise LichenError("look, or take out", where="--list and --purge", fix="leave out one of them")
+    if list_:
+        if client is None:
+            raise LichenError("names nobody", where="--list", fix="add --client NAME, a name of roster.json")
+        list_traces(folder, client, rows=rows, json=json)
+        return
+    with redirect_stdout(sys.stderr):
+        signer = signer_from(federation)
+        if how is not None and client is not None and not (folder / ".purge").is_dir():
+            from lichen.recipes.withdrawal.forget import forget
+
+            out = forget(folder, client, how=how, out=out, say=log).new
+    purge_run(folder, client, out, basis=basis, requested=requested, signer=signer, json=json)
