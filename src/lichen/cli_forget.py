@@ -83,8 +83,8 @@ def forget_command(
     rows
         A file with texts of its rows, for which --list searches all bytes.
     purge
-        Take the client out of FOLDER: delete what is its alone, and put the new folder, which goes up in it, in the place
-        of all sums. With --how the new folder is made first; else it is one that was made before.
+        Take the client out of FOLDER: delete what is its alone, and put the new folder, which goes up in it, in the
+        place of all sums. With --how the new folder is made first; else it is one that was made before.
     basis
         Why, in words that deletions.jsonl holds, such as a law's.
     requested

@@ -75,10 +75,12 @@ def purge_run(
     """
     from lichen.recipes.artifacts.withdrawn.deletions import PENDING
     from lichen.recipes.withdrawal.purge import end_purge, purge
+    from lichen.recipes.withdrawal.traces import name_in
 
     if client is None or (folder / PENDING).is_dir():
         found = end_purge(folder, say=log)
     else:
+        name_in(folder, client)
         new = new or without_folder(folder, client)
         found = purge(folder, client, new, basis=basis, requested=requested, signer=signer, say=log)
     if json:
@@ -101,6 +103,8 @@ def without_folder(folder: Path, client: str) -> Path:
     """
     from lichen.recipes.withdrawal.purge import is_without
 
+    if is_without(folder, client):
+        return folder
     here = folder.absolute()
     siblings = sorted(one for one in here.parent.glob("*") if one.name.startswith(f"{here.name}-") and one.is_dir())
     found = [one for one in siblings if is_without(one, client)]

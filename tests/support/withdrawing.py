@@ -44,7 +44,7 @@ def save_runs(home: Path) -> None:
 
 def say_without(folder: Path) -> None:
     """Let a folder be one from which the client was made to go."""
-    found = {"client": NAME, "how": "replay", "loss_gap": 0.25, "told": {NAME: 1}}
+    found = {"client": NAME, "how": "replay", "proof": {"loss_gap": 0.25, "by client": {NAME: 1}}}
     (folder / "withdrawal.json").write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -56,7 +56,13 @@ PATHS = {
     "state/final.safetensors": "same",
     "state/chat_template.jinja": "same",
     "state/scratch/config.json": "same",
-    "state/scores/federated.safetensors": "written",
+    "state/scores/features/train-3.safetensors": "gone",
+    "state/scores/sums.safetensors": "gone",
+    "state/scores/federated.safetensors": "gone",
+    "state/federated/lr=0.1/checkpoints/4.safetensors": "gone",
+    "state/federated/lr=0.1/checkpoints/4/clients/0/3/4.safetensors": "gone",
+    "state/copied.json": "gone",
+    "forgotten.json": "names",
     "state/federated/lr=0.1/history/0/0/3.safetensors": "own",
     "state/federated/lr=0.1/messages/0/0/3.safetensors": "gone",
     "state/federated/lr=0.1/clients/.answers/3/1.ab": "gone",
@@ -94,5 +100,7 @@ def test_the_number_of_a_client_is_read_from_the_paths_that_stores_write(client:
     path = History(Path(f"{column}/history"))._path(3, client)
     assert client_of(path) == client
     assert client_of(f"state/own_values/lr=0.1/{client:06d}.csv") == client
+    assert client_of(f"state/scores/features/valid-{client}.safetensors") == client
+    assert client_of(f"{column}/checkpoints/4/{store.removeprefix(column)}/2.safetensors".replace("//", "/")) == client
     assert client_of(f"model/mlp/{client:04d}.safetensors") == client
     assert client_of("adapter/adapter_model.safetensors") is None

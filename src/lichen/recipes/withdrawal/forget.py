@@ -34,6 +34,7 @@ from lichen.data.batches.content_digest import records_digest
 from lichen.present.clients import read_clients
 from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.inputs import agree, inputs_of, require_same, rows_digest
+from lichen.recipes.artifacts.withdrawn.deletions import refuse_withdrawn
 from lichen.recipes.assemble.class_names import save_class_names
 from lichen.recipes.assemble.experiment import lr_name
 from lichen.recipes.assemble.open import open_recipe
@@ -130,6 +131,7 @@ def forget(
         LichenError: if something of that does not fit, the rows have changed, or this run cannot forget so.
     """
     begun = time.monotonic()
+    refuse_withdrawn(last_stage(folder))
     requested = request(folder, client, how or way_for(last_stage(folder)), out)
     near, other = NearOptions.given(requested.how, **options), None if against is None else Path(against)
     recipe = recipe_of(requested.folder)

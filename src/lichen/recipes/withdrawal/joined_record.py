@@ -99,9 +99,11 @@ def join_records(
 def _rounds(new: Path, draft: Path, number: int) -> list[dict[str, Any]]:
     """Beginning and rounds of the run without the client, its number left out; the beginning names the draft's files.
 
-    A withdrawal before this one is left where it stands in the old record.
+    Of a run that somebody was withdrawn from before, the rounds since then are meant.
     """
     lines, _ = chain(new / RECORD)
+    since = max((at for at, line in enumerate(lines, start=1) if line.get("kind") == WITHDRAWAL), default=0)
+    lines = lines[since:]
     begun = beginning(draft)
     versions = next((line["versions"] for line in reversed(lines) if line.get("kind") == "begin"), begun["versions"])
     first = {**begun, "versions": versions}

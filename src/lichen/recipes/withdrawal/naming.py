@@ -85,7 +85,7 @@ class Name:
         longer = {form for other in self.others for form in _forms(other) if any(one in form for one in mine)} - mine
         words = b"|".join(re.escape(form) for form in sorted(longer, key=len, reverse=True)) or rb"(?!)"
         name = b"|".join(re.escape(form) for form in sorted(mine, key=len, reverse=True))
-        edge = rb"[\w\x80-\xff-]"
+        edge = rb"[\w\x80-\xff]"
         return re.compile(rb"(?P<other>%s)|(?<!%s)(?P<name>%s)(?!%s)" % (words, edge, name, edge))
 
     def scrubbed(self, value: Any, instead: str) -> Any:

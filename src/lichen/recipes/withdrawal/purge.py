@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -45,7 +45,7 @@ __all__ = ["end_purge", "is_without", "purge"]
 FORMAT = 1
 PLAN, FILES = "plan.json", "files"
 DRAFT = f"{PENDING}.part"
-ABOUT = "withdrawal.json"
+ABOUT = ("forgotten.json", "withdrawal.json")
 """In the folder of the run without the client: how it was made, and what was proven of it."""
 
 _LATER = (RECORD, SIGNED, MANIFEST, DELETIONS, PAYOUT, f"adapter/{ADAPTER_LIST}")
@@ -95,7 +95,8 @@ def purge(
     Args:
         folder: The finished run's.
         client: A name of its roster.
-        new: The finished run without that client; it is removed at the end.
+        new: The finished run without that client, which is removed at the end; the folder itself, where the client
+            never came to it.
         basis: Why, in the record's words, such as a law's.
         requested: The day on which it was asked for, as an ISO date.
         signer: Whose key signs the record; None: the run's own.
@@ -111,7 +112,9 @@ def purge(
     day = _day(requested)
     _require_pair(folder, new)
     going = _going(folder, client)
-    with one_process(folder, LOCK, say=say), one_process(new, LOCK, say=say):
+    with ExitStack() as locks:
+        for one in dict.fromkeys((folder.resolve(), new.resolve())):
+            locks.enter_context(one_process(one, LOCK, say=say))
         signer = _signer(folder, signer)
         way = _require_without(folder, new, going)
         _require_known(folder, new)
@@ -158,7 +161,9 @@ def _require_pair(folder: Path, new: Path) -> None:
             what = "is of several runs, of which later ones begin with what earlier ones learned"
             raise LichenError(what, where=str(one), fix="run it anew on the rows of the others, and remove this folder")
         read_summary(one)  # says so where it is no run, or not finished
-    if folder.resolve() in (new.resolve(), *new.resolve().parents) or new.resolve() in folder.resolve().parents:
+    if folder.resolve() == new.resolve():
+        return  # a run that the client never came to is rid of its name
+    if folder.resolve() in new.resolve().parents or new.resolve() in folder.resolve().parents:
         raise LichenError("lies in the other run's folder", where=str(new), fix="name a folder beside it")
 
 
@@ -170,7 +175,7 @@ def _going(folder: Path, client: str) -> Withdrawn:
     at = len(lines) + 1
     while (instead := f"withdrawn-{at}") in name.others or instead == client:
         at += 1
-    return Withdrawn(name=name, number=number, instead=instead, clients=len(name.others) + 1)
+    return Withdrawn(name=name, number=number, instead=instead)
 
 
 def _signer(folder: Path, signer: Signer | None) -> Signer:
@@ -210,13 +215,16 @@ def is_without(new: Path, client: str) -> bool:
 
 
 def _about(new: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads((new / ABOUT).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError):
-        raise LichenError("is damaged", where=str(new / ABOUT), fix="put it back from a copy") from None
-    return found if isinstance(found, dict) else {}
+    about: dict[str, Any] = {}
+    for name in ABOUT:
+        try:
+            found = json.loads((new / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError):
+            raise LichenError("is damaged", where=str(new / name), fix="put it back from a copy") from None
+        about |= found if isinstance(found, dict) else {}
+    return about
 
 
 def _require_known(*folders: Path) -> None:
@@ -246,7 +254,6 @@ def _write(
     changed = {name for name in after if not (old / name).is_file() or sha256_of(old / name) != after[name]}
     gone = sorted(before.keys() - after.keys() - {*_LATER, LOCK})
     lines, head = chain(old / DELETIONS)
-    proof = {key: one for key, one in _about(new).items() if key not in ("client", "how", "folder")}
     deletion = {
         "kind": "deletion",
         "format": FORMAT,
@@ -256,7 +263,7 @@ def _write(
         **why,
         "done": datetime.now(UTC).date().isoformat(),
         "way": way,
-        "proof": going.name.scrubbed(proof, going.instead) or None,
+        "proof": going.name.scrubbed(_about(new).get("proof"), going.instead),
         "files": {name: [before.get(name), after.get(name)] for name in sorted(changed | set(gone))},
         "before": head if lines else START,
     }
@@ -276,7 +283,12 @@ def _write(
         again=_again(old, gone),
         left=tuple(left),
     )
-    return {"format": FORMAT, "files": files_in(files), "new": str(new.resolve()), "done": done.as_dict()}
+    return {
+        "format": FORMAT,
+        "files": files_in(files),
+        "new": "" if new.resolve() == old.resolve() else str(new.resolve()),
+        "done": done.as_dict(),
+    }
 
 
 def _put(name: str, source: Path, files: Path, going: Withdrawn, *, ours: bool = False) -> None:
@@ -341,10 +353,11 @@ def _end(folder: Path) -> Purged:
         if (pending / FILES / name).exists():
             private.make_folders((folder / name).parent, shared=_shared(name))
             os.replace(pending / FILES / name, folder / name)
-    aside = new.with_name(f".{new.name}.purged.part")  # what is at its place later may be something else
-    if (new / "recipe.yaml").is_file() and not aside.exists():
-        os.rename(new, aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    if plan["new"]:
+        aside = new.with_name(f".{new.name}.purged.part")  # what is at its place later may be something else
+        if (new / "recipe.yaml").is_file() and not aside.exists():
+            os.rename(new, aside)
+        shutil.rmtree(aside, ignore_errors=True)
     for top, _, _ in os.walk(folder, topdown=False):
         if top != str(folder) and not Path(top).is_relative_to(pending):
             with suppress(OSError):

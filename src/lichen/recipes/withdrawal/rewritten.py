@@ -1,8 +1,6 @@
 """Files of a run without a client, from which the client's name and the numbers under it are taken out.
 
 The others keep their numbers: the place in the roster stays, under another name and with no rows.
-
-Legend: N clients of the roster.
 """
 
 from __future__ import annotations
@@ -15,13 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
-from lichen.core.tree import digest
 from lichen.present.cells import read_cell, text_cell
 from lichen.present.charts.charts import clients_png, curves_png
 from lichen.present.charts.contributions import contributions_png
@@ -51,13 +44,11 @@ class Withdrawn:
         name: Its name among the others'.
         number: Its place in the roster.
         instead: What it is called from now on.
-        clients: How many there are, with it.
     """
 
     name: Name
     number: int
     instead: str
-    clients: int
 
 
 def without_number(line: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -101,16 +92,20 @@ def rewritten(name: str, data: bytes, going: Withdrawn) -> bytes | None:
     """
     file = name.rpartition("/")[2]
     try:
-        if name.startswith("state/scores/"):
-            return _scores(data, going)
         writer = _WRITERS.get(file)
         if writer is not None:
             return writer(data, going)
         if file.endswith(".json") and name != CONTRIBUTIONS:
             return _dump(_under(json.loads(data), _UNDER.get(file), going))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, SafetensorError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise LichenError("is damaged", where=name, fix="put it back from a copy") from None
     return None
+
+
+def _how_made(data: bytes, going: Withdrawn) -> bytes:
+    """How the run without the client was made; where the folders lay then is left out."""
+    found = {key: one for key, one in json.loads(data).items() if key not in ("old", "new", "against")}
+    return _dump(going.name.scrubbed(found, going.instead))
 
 
 def _under(value: Any, keys: tuple[str, ...] | None, going: Withdrawn) -> Any:
@@ -178,22 +173,6 @@ def _inputs(data: bytes, going: Withdrawn) -> bytes:
     return _dump({key: known[key] for key in ("format", "model") if key in known})
 
 
-def _scores(data: bytes, going: Withdrawn) -> bytes:
-    """Each tensor ``(N, ...)`` without the client's number: not-a-number, or 0 where numbers are whole."""
-    tree = {}
-    for key, x in load(data).items():
-        if x.dim() and len(x) == going.clients:
-            x = x.clone()
-            x[going.number] = torch.nan if x.is_floating_point() else 0
-        tree[key] = x
-    size = int.from_bytes(data[:8], "little")
-    about = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-    if "lichen" in about:
-        header = json.loads(about["lichen"])
-        about = {"lichen": json.dumps({**header, "sha256": digest(tree)})}
-    return save(tree, metadata=about or None)
-
-
 _WRITERS: Mapping[str, Callable[[bytes, Withdrawn], bytes]] = {
     "recipe.yaml": _recipe,
     "roster.json": _roster,
@@ -201,6 +180,8 @@ _WRITERS: Mapping[str, Callable[[bytes, Withdrawn], bytes]] = {
     "clients.csv": _table,
     "payout.csv": _payout,
     "inputs.json": _inputs,
+    "forgotten.json": _how_made,
+    "withdrawal.json": _how_made,
 }
 
 
