@@ -29,7 +29,7 @@ def list_traces(folder: Path, client: str, *, rows: Path | None, json: bool) -> 
     from rich.text import Text
 
     from lichen.present.table import new_table
-    from lichen.recipes.withdrawal.traces import traces
+    from lichen.recipes.withdrawal.traces.listing import traces
 
     found = traces(folder, client, rows=rows)
     if json:
@@ -74,8 +74,8 @@ def purge_run(
         LichenError: if nobody is named, and no purge was stopped.
     """
     from lichen.recipes.artifacts.withdrawn.deletions import PENDING
-    from lichen.recipes.withdrawal.purge import end_purge, purge
-    from lichen.recipes.withdrawal.traces import name_in
+    from lichen.recipes.withdrawal.traces.listing import name_in
+    from lichen.recipes.withdrawal.traces.purge import end_purge, purge
 
     if client is None or (folder / PENDING).is_dir():
         found = end_purge(folder, say=log)
@@ -101,7 +101,7 @@ def without_folder(folder: Path, client: str) -> Path:
     Raises:
         LichenError: if there is none, or several.
     """
-    from lichen.recipes.withdrawal.purge import is_without
+    from lichen.recipes.withdrawal.traces.purge import is_without
 
     if is_without(folder, client):
         return folder

@@ -20,9 +20,9 @@ from lichen.present.clients import read_clients
 from lichen.recipes.artifacts.payout import pay
 from lichen.recipes.artifacts.verify import verify
 from lichen.recipes.artifacts.withdrawn.deletions import DELETIONS, PENDING, salted, whose
-from lichen.recipes.withdrawal import purge as purging
-from lichen.recipes.withdrawal.purge import end_purge, purge
-from lichen.recipes.withdrawal.traces import traces
+from lichen.recipes.withdrawal.traces import purge as purging
+from lichen.recipes.withdrawal.traces.listing import traces
+from lichen.recipes.withdrawal.traces.purge import end_purge, purge
 
 NUMBER = CLIENTS.index(NAME)
 

@@ -14,9 +14,9 @@ import lichen
 from lichen import cli
 from lichen.core.errors import LichenError
 from lichen.recipes.artifacts.verify import verify
-from lichen.recipes.withdrawal.naming import Name, contents, texts_in
-from lichen.recipes.withdrawal.purge import purge
-from lichen.recipes.withdrawal.traces import traces
+from lichen.recipes.withdrawal.traces.listing import traces
+from lichen.recipes.withdrawal.traces.naming import Name, contents, texts_in
+from lichen.recipes.withdrawal.traces.purge import purge
 
 SHORT = [
     "federation={rounds: 3, local_steps: 2, batch_size: 8, valid_every: 1, history: true}",

@@ -14,7 +14,7 @@ from lichen.recipes.assemble.sides.withdrawal.absent import no_such_client
 from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.stages.folder import last_stage, staged_of
 
-__all__ = ["How", "Request", "request", "roster_in"]
+__all__ = ["How", "Request", "no_such_client", "request", "roster_in"]
 
 How = Literal["subtract", "replay", "eraser", "negate", "npo"]
 """The ways of forgetting a client."""

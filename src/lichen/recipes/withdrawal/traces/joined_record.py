@@ -31,7 +31,7 @@ from lichen.core.files.record import (
 from lichen.recipes.artifacts.record import end_record
 from lichen.recipes.artifacts.verify import PAYOUT
 from lichen.recipes.schema.read import recipe_of
-from lichen.recipes.withdrawal.rewritten import without_number
+from lichen.recipes.withdrawal.traces.rewritten import without_number
 
 __all__ = ["join_records"]
 

@@ -35,10 +35,10 @@ from lichen.recipes.assemble.bases.in_force import with_base_in_force
 from lichen.recipes.assemble.run_folder import LOCK
 from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.stages.folder import staged_of
-from lichen.recipes.withdrawal.joined_record import join_records
-from lichen.recipes.withdrawal.naming import contents
-from lichen.recipes.withdrawal.rewritten import Withdrawn, finish_written, rewritten
-from lichen.recipes.withdrawal.traces import name_in, roster_names
+from lichen.recipes.withdrawal.traces.joined_record import join_records
+from lichen.recipes.withdrawal.traces.listing import name_in, roster_names
+from lichen.recipes.withdrawal.traces.naming import contents
+from lichen.recipes.withdrawal.traces.rewritten import Withdrawn, finish_written, rewritten
 
 __all__ = ["end_purge", "is_without", "purge"]
 

@@ -23,7 +23,7 @@ from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.contributions import CONTRIBUTIONS, read_contributions
 from lichen.recipes.schema.read import recipe_of, recipe_sha256
 from lichen.recipes.schema.yaml import dump_yaml, load_yaml
-from lichen.recipes.withdrawal.naming import Name
+from lichen.recipes.withdrawal.traces.naming import Name
 
 __all__ = ["Withdrawn", "finish_written", "rewritten", "without_number"]
 

@@ -18,8 +18,8 @@ from lichen.core.files.manifest import files_in
 from lichen.core.roster import Roster
 from lichen.data.sources.cache_listing import items
 from lichen.recipes.artifacts.withdrawn.kinds import client_of, inside, kind_of
-from lichen.recipes.withdrawal.naming import Name, contents, text_forms, texts_in
 from lichen.recipes.withdrawal.request import no_such_client
+from lichen.recipes.withdrawal.traces.naming import Name, contents, text_forms, texts_in
 
 __all__ = ["Trace", "Traces", "name_in", "roster_names", "traces"]
 
