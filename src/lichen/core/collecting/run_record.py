@@ -11,6 +11,8 @@ kind        what the line holds
 ``end``     the digest of every file of the finished run, the public key that signs, and how much a
             content filter found
 ``payout``  after the end: the budget, what it went by, each client's cents, the digest of ``payout.csv``
+withdrawal  a client that was taken out of the run: its number and new name, the digest of its line in
+            ``deletions.jsonl`` and of all lines above, some of them redacted; a beginning, rounds and an end follow
 ==========  ==================================================================================================
 """
 
