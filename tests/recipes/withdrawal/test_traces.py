@@ -91,6 +91,32 @@ def test_two_clients_go_one_after_the_other(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "keys", "alone"),
+    [
+        ("digits", ["value.kind=exact", "compare.baselines=[]", "data.partition.clients=4"], {"history": 0}),
+        ("digits", ["personal.kind=apfl", "wire.up=['topk:1/4']", "compare.baselines=[]"], {"clients": 2}),
+        ("digits-unequal", ["compare.baselines=[]"], {"clients": 1, "model": 1}),
+        ("digits", ["privacy.secure=true", "compare.baselines=[]", "data.partition.clients=4"], {}),
+    ],
+)
+def test_runs_of_every_kind_are_purged_whole(tmp_path: Path, name: str, keys: list[str], alone: dict[str, int]) -> None:
+    """The run without the client is one of another seed: what is looked at is that nothing is left, and all fits."""
+    short = ["federation.rounds=1", "optimizer.lr=0.1", *keys]
+    run = lichen.run(lichen.read_recipe(name, short), out=tmp_path / "run").folder
+    new = lichen.run(lichen.read_recipe(name, [*short, "seed=1"]), out=tmp_path / "new").folder
+    client = json.loads((run / "roster.json").read_text())["members"][2]["name"]
+    (new / "withdrawal.json").write_text(json.dumps({"client": client, "how": "replay"}))
+    found = [one.file for one in traces(run, client).files if one.alone]
+    for part, least in alone.items():
+        assert sum(f"{part}/" in file for file in found) >= least
+    done = purge(run, client, new)
+    assert (done.left, verify(run).withdrawn) == ((), 1)
+    assert all(client.encode() not in data for data in everything(run).values())
+    assert not any((run / file).exists() for file in found)
+    assert "federated" in str(lichen.report(run))
+
+
+@pytest.mark.parametrize(
     ("words", "match"),
     [
         (["--client", "client-02"], "no client is called"),
