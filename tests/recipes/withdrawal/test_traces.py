@@ -94,7 +94,7 @@ def test_two_clients_go_one_after_the_other(run: Path, tmp_path: Path) -> None:
     ("name", "keys", "alone"),
     [
         ("digits", ["value.kind=exact", "compare.baselines=[]", "data.partition.clients=4"], {"history": 0}),
-        ("digits", ["personal.kind=apfl", "wire.up=['topk:1/4']", "compare.baselines=[]"], {"clients": 2}),
+        ("digits", ["personal.kind=apfl", "wire.up=['topk:1/4']", "compare.baselines=[]"], {"clients": 1}),
         ("digits-unequal", ["compare.baselines=[]"], {"clients": 1, "model": 1}),
         ("digits", ["privacy.secure=true", "compare.baselines=[]", "data.partition.clients=4"], {}),
     ],
@@ -187,8 +187,9 @@ def test_folders_of_which_any_part_is_damaged_give_one_error_each(
             assert after == before, (path, how)
         else:
             assert verify(folder / "run").withdrawn == 1, (path, how)
-        cli.main(["forget", str(folder / "run"), "--client", NAME, "--list"])
-        assert "Traceback" not in capsys.readouterr().err
+        if number % 5 == 0:
+            cli.main(["forget", str(folder / "run"), "--client", NAME, "--list"])
+            assert "Traceback" not in capsys.readouterr().err
         shutil.rmtree(folder)
     assert refused > SPOILT // 2
 

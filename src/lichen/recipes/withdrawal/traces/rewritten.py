@@ -56,11 +56,17 @@ def without_number(line: Mapping[str, Any], number: int) -> dict[str, Any]:
 
     >>> without_number({"asked": [0, 1], "counted": [[0, 0, 8.0, "d"], [1, 0, 8.0, "e"]], "missing": [1]}, 1)
     {'asked': [0], 'counted': [[0, 0, 8.0, 'd']], 'missing': []}
+    >>> without_number({"named": [[1, "absent"], [2, "late"]], "refused": {"absent": 1, "late": 1}}, 1)
+    {'named': [[2, 'late']], 'refused': {'late': 1}}
     """
     found = dict(line)
-    for key in ("asked", "clients", "missing"):
+    for key in ("asked", "clients", "missing", "absent"):
         if isinstance(found.get(key), list):
             found[key] = [one for one in found[key] if one != number]
+    if isinstance(found.get("named"), list) and isinstance(found.get("refused"), Mapping):
+        mine = [_reason_of(one) for one in found["named"] if _number_of(one) == number]
+        counts = {reason: count - mine.count(reason) for reason, count in found["refused"].items()}
+        found["refused"] = {reason: count for reason, count in counts.items() if count > 0}
     for key in ("counted", "named", "paid"):
         if isinstance(found.get(key), list):
             found[key] = [one for one in found[key] if _number_of(one) != number]
@@ -68,15 +74,18 @@ def without_number(line: Mapping[str, Any], number: int) -> dict[str, Any]:
         values = [one for one in found["value"].get("value", ()) if _number_of(one) != number]
         found["value"] = {**found["value"], "value": values}
     if isinstance(found.get("attendance"), Mapping):
-        mine = number in line.get("clients", ())
         attendance = without_number(found["attendance"], number)
-        attendance["invited"] = max(0, int(attendance["invited"]) - mine)
+        attendance["invited"] = max(0, int(attendance["invited"]) - (number in line.get("clients", ())))
         found["attendance"] = attendance
     return found
 
 
 def _number_of(one: Any) -> Any:
     return one.get("client") if isinstance(one, Mapping) else one[0]
+
+
+def _reason_of(one: Any) -> Any:
+    return one.get("reason") if isinstance(one, Mapping) else one[1]
 
 
 def rewritten(name: str, data: bytes, going: Withdrawn) -> bytes | None:
