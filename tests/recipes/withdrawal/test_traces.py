@@ -58,8 +58,12 @@ def test_forgotten_and_purged_in_one_go_it_has_the_model_to_which_the_client_nev
     assert (found.withdrawn, found.others) == (1, ())
     assert cli.main(["verify", str(mine), "--receipt", done["receipt"], "--client", NAME]) == 0
     assert f"{NAME} is withdrawn-1" in capsys.readouterr().out
-    assert cli.main(["forget", str(mine), "--client", "client-001"]) == 2
-    assert "a client was withdrawn from it" in capsys.readouterr().err
+    place = str(mine)
+    for words in (["forget", place, "--client", "client-001"], ["influence", place], ["run", "--resume", place]):
+        assert cli.main(words) == 2
+        assert "a client was withdrawn from it" in capsys.readouterr().err
+    with pytest.raises(LichenError, match="a client was withdrawn from it"):
+        lichen.replay(mine)
 
 
 def test_a_run_to_which_the_client_never_came_is_rid_of_the_name(run: Path, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from lichen.core.files.durable import write_atomic
 from lichen.core.tree import digest
 from lichen.data.batches.content_digest import shards_digest
 from lichen.data.batches.shards import Shard
-from lichen.recipes.artifacts.withdrawn.deletions import refuse_withdrawn
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
@@ -123,9 +122,8 @@ def require_same(run: Path, recipe: Recipe, inputs: Inputs) -> None:
         inputs: What was read this time.
 
     Raises:
-        LichenError: naming what has changed, that the folder does not say, or that a client was withdrawn from it.
+        LichenError: naming what has changed, or that the folder does not say.
     """
-    refuse_withdrawn(run)
     file = run / "state" / _NAME
     try:
         before = json.loads(file.read_text(encoding="utf-8"))

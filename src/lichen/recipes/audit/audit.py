@@ -15,6 +15,7 @@ from lichen.core.store import load_tree
 from lichen.core.wire.shared import Shared
 from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.inputs import inputs_of, require_same
+from lichen.recipes.artifacts.withdrawn.deletions import refuse_withdrawn
 from lichen.recipes.assemble.experiment import lr_name
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.assemble.sides.canaries import Canaries, canary_key
@@ -69,6 +70,7 @@ def audit(folder: Path | str, *, rows: int = 1000, messages: int = 8, sums: bool
     summary, recipe = read_summary(folder), recipe_of(folder)
     _refuse(recipe, folder)
     check(folder, MANIFEST, fix=f"make it again: lichen run --resume {folder}")
+    refuse_withdrawn(folder)
     loaded = open_recipe(recipe)
     require_same(folder, recipe, inputs_of(loaded))
     tree, _ = load_tree(folder / "state" / "final.safetensors")

@@ -25,6 +25,7 @@ from lichen.data.sources.record import Record
 from lichen.present.cells import text_cell
 from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.inputs import inputs_of, require_same
+from lichen.recipes.artifacts.withdrawn.deletions import refuse_withdrawn
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.schema.recipe import Recipe
@@ -77,6 +78,7 @@ def influence(folder: Path | str, *, client: str | None = None, out: Path | None
     recipe = recipe_of(folder)
     _refuse(recipe, folder)
     check(folder, MANIFEST, fix=f"make it again: lichen run --resume {folder}")
+    refuse_withdrawn(folder)
     loaded = open_recipe(recipe)
     require_same(folder, recipe, inputs_of(loaded))
     shared = Shared.of_flat(load_tree(folder / "state" / "final.safetensors")[0])

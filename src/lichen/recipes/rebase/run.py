@@ -31,6 +31,7 @@ from lichen.core.wire.shared import Shared
 from lichen.recipes.artifacts.distil.answers import ANSWERS, questions, write_answers
 from lichen.recipes.artifacts.inputs import inputs_of, require_same
 from lichen.recipes.artifacts.use import open_models
+from lichen.recipes.artifacts.withdrawn.deletions import refuse_withdrawn
 from lichen.recipes.assemble.bases.fit import require_fit
 from lichen.recipes.assemble.class_names import class_names
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
@@ -138,6 +139,7 @@ def rebase(
         where=f"--model {first.model.name}",
         fix="use --how distil or --how restart",
     )
+    refuse_withdrawn(old)
     loaded = open_recipe(recipe, say=say)
     require_same(old, recipe, inputs_of(loaded))
     if not isinstance(planned, Staged):

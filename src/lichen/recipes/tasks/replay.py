@@ -26,6 +26,7 @@ from lichen.core.wire.shared import Shared
 from lichen.engines.replayed import ReplayEngine
 from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.inputs import inputs_of, require_same
+from lichen.recipes.artifacts.withdrawn.deletions import refuse_withdrawn
 from lichen.recipes.assemble.aggregation import local_params_of
 from lichen.recipes.assemble.column import local_engine
 from lichen.recipes.assemble.experiment import lr_name, values_N
@@ -78,6 +79,7 @@ def replay(folder: Path | str, *, without: Sequence[str] = ()) -> Replay:
     folder = last_stage(folder)
     summary, recipe = read_summary(folder), recipe_of(folder)
     _refuse(recipe, folder)
+    refuse_withdrawn(folder)
     loaded = open_recipe(recipe)
     require_same(folder, recipe, inputs_of(loaded))
     lr = float(summary["extra"]["lr.federated"])
