@@ -52,6 +52,7 @@ PATHS = {
     "state/record.key": "ours",
     "state/privacy.key": "ours",
     "state/budget.jsonl": "ours",
+    "state/sites/001/accounts/000003.jsonl": "own",
     "state/run.json": "names",
     "state/final.safetensors": "same",
     "state/chat_template.jinja": "same",

@@ -103,6 +103,9 @@ KINDS: tuple[Kind, ...] = (
     _kind(r"state/record\.key", "the key that signs the record", "ours"),
     _kind(r"state/(privacy|canaries)\.key", "what noise or canaries are drawn from", "ours"),
     _kind(r"state/budget\.jsonl", "the privacy that was spent", "ours"),
+    _kind(
+        r"state/(.+/)?accounts/(?P<number>\d+)\.jsonl", "the privacy that a client's rows have spent", "own", "numbers"
+    ),
     _kind(r"state/run\.json", "the federation's run, and sites that were left out", "names", "name"),
     _kind(r"state/final\.safetensors", "the model's tensors", "same", "sum"),
     _kind(r"state/chat_template\.jinja", "the chat template", "same"),
