@@ -8,12 +8,15 @@ from __future__ import annotations
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from lichen.core.errors import LichenError
 from lichen.shell import crash_in, log, print_json, say, show
+
+if TYPE_CHECKING:
+    from lichen.recipes.withdrawal.forget import Forgotten
 
 __all__ = ["forget_command"]
 
@@ -94,17 +97,47 @@ def forget_command(
     json
         Print what was found as JSON, and nothing else, on standard output.
     """
+    numbers = {"every": every, "local": local, "rate": rate, "repair": repair}
+    numbers |= {"beta": beta, "alpha": alpha, "gamma": gamma, "rounds": rounds}
+
+    def make() -> Forgotten:
+        from lichen.recipes.withdrawal.forget import forget
+
+        return forget(folder, str(client), how=how, out=out, against=against, say=log, **numbers)
+
+    if list_ and purge:
+        raise LichenError("look, or take out", where="--list and --purge", fix="leave out one of them")
+    _refuse_idle(
+        {
+            "--rows": (rows is not None and not list_, "add --list"),
+            "--basis": (bool(basis) and not purge, "add --purge"),
+            "--asked": (bool(requested) and not purge, "add --purge"),
+            "--federation": (federation is not None and not purge, "add --purge"),
+            "--against": (against is not None and (list_ or (purge and how is None)), "add --how"),
+            "--how": (how is not None and list_, "leave it out"),
+            "--out": (out is not None and list_, "leave it out"),
+            **{
+                f"--{name}": (value is not None and how is None, "add --how eraser, negate or npo")
+                for name, value in numbers.items()
+            },
+        }
+    )
     if list_ or purge:
-        _traces(folder, client, list_, rows, purge, how, out, basis, requested, federation, json)
+        from lichen.cli_traces import list_traces, purge_run, signer_from
+    if purge:
+        with crash_in(folder), redirect_stdout(sys.stderr):
+            signer = signer_from(federation)
+            if how is not None and client is not None and not (folder / ".purge").is_dir():
+                out = make().new
+        purge_run(folder, client, out, basis=basis, requested=requested, signer=signer, json=json)
         return
     if client is None:
         raise LichenError("names nobody", where="lichen forget", fix="add --client NAME, a name of roster.json")
+    if list_:
+        list_traces(folder, client, rows=rows, json=json)
+        return
     with crash_in(out or folder), redirect_stdout(sys.stderr):
-        from lichen.recipes.withdrawal.forget import forget
-
-        numbers = {"every": every, "local": local, "rate": rate, "repair": repair}
-        numbers |= {"beta": beta, "alpha": alpha, "gamma": gamma, "rounds": rounds}
-        found = forget(folder, client, how=how, out=out, against=against, say=log, **numbers)
+        found = make()
     if json:
         print_json(found.as_dict())
         return
@@ -126,33 +159,8 @@ def forget_command(
     say(f"new folder: {found.new}")
 
 
-def _traces(
-    folder: Path,
-    client: str | None,
-    list_: bool,
-    rows: Path | None,
-    purge: bool,
-    how: How | None,
-    out: Path | None,
-    basis: str,
-    requested: str,
-    federation: Path | None,
-    json: bool,
-) -> None:
-    """List what is left of a client, or take it out of the folder."""
-    from lichen.cli_traces import list_traces, purge_run, signer_from
-
-    if list_ and purge:
-        raise LichenError("look, or take out", where="--list and --purge", fix="leave out one of them")
-    if list_:
-        if client is None:
-            raise LichenError("names nobody", where="--list", fix="add --client NAME, a name of roster.json")
-        list_traces(folder, client, rows=rows, json=json)
-        return
-    with redirect_stdout(sys.stderr):
-        signer = signer_from(federation)
-        if how is not None and client is not None and not (folder / ".purge").is_dir():
-            from lichen.recipes.withdrawal.forget import forget
-
-            out = forget(folder, client, how=how, out=out, say=log).new
-    purge_run(folder, client, out, basis=basis, requested=requested, signer=signer, json=json)
+def _refuse_idle(idle: dict[str, tuple[bool, str]]) -> None:
+    """Refuse a flag that would do nothing, each with what to do."""
+    for flag, (given, fix) in idle.items():
+        if given:
+            raise LichenError("does nothing here", where=flag, fix=fix)

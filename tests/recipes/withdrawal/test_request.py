@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lichen import cli
 from lichen.core.errors import LichenError
 from lichen.core.roster import Member, Roster
 from lichen.recipes.schema.yaml import dump_yaml
@@ -58,3 +59,21 @@ def test_what_does_not_fit_is_refused_by_its_place(finished: Path) -> None:
         with pytest.raises(LichenError, match=part) as refused:
             request(finished, *arguments)
         assert refused.value.where.startswith(where)
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        (["--list", "--purge"], "--list and --purge: look, or take out"),
+        (["--rows", "rows.csv"], "--rows: does nothing here fix: add --list"),
+        (["--basis", "a law"], "--basis: does nothing here fix: add --purge"),
+        (["--every", "3"], "--every: does nothing here fix: add --how eraser, negate or npo"),
+        (["--purge", "--every", "3"], "--every: does nothing here fix: add --how eraser, negate or npo"),
+        (["--list", "--out", "new"], "--out: does nothing here fix: leave it out"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(
+    flags: list[str], what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["forget", str(tmp_path), "--client", "ada", *flags]) != 0
+    assert what in " ".join(capsys.readouterr().err.split())
