@@ -155,12 +155,12 @@ class Bench:
 
         def look() -> None:
             result = lichen.report(folder).runs[0]
-            _, tree = use._finished(folder)
+            _, tree = use.load_finished(folder)
             found.append((result.summary, result.clients(), trees.digest(tree)))
 
         if not self.__dict__.get("seen"):
             result = lichen.report(self.whole).runs[0]
-            self.seen = (result.summary, result.clients(), trees.digest(use._finished(self.whole)[1]))
+            self.seen = (result.summary, result.clients(), trees.digest(use.load_finished(self.whole)[1]))
         return outcome(look, lambda: found[0] == self.seen)
 
     def mutated(self, seed: int) -> tuple[str, str]:

@@ -23,7 +23,8 @@ def test_what_a_task_names_is_there(task: Task) -> None:
     assert task.summary
     for what, count in (("run", 4), ("plan", 5), ("talk", 4)):
         found = task.procedure.load(what)  # type: ignore[arg-type]
-        assert len(inspect.signature(found).parameters) == count
+        given = [one for one in inspect.signature(found).parameters.values() if one.default is one.empty]
+        assert len(given) == count
 
 
 def test_the_schema_names_the_built_in_tasks_and_their_metrics() -> None:

@@ -62,6 +62,7 @@ def serve_command(
         Print who comes and goes, or the model's address, as JSON, a line each, on standard output.
     """
     from lichen.federation.kits.members import ABOUT
+    from lichen.federation.policy.keys import POLICY
 
     for_model = {"--host": host, "--port": port, "--key-env": key_env, "--key-file": key_file, "--model": model}
     given = [name for name, value in for_model.items() if value is not None]
@@ -71,6 +72,11 @@ def serve_command(
         return _serve_federation(place, page, json)
     if page is not None:
         raise LichenError("is for a federation, and this is none", where="--page", fix="leave it out")
+    if (place / POLICY).is_file():
+        raise LichenError("is a site's kit", where=str(place), fix=f"start it with: lichen join {place} --data FILE")
+    if not place.exists():
+        fix = "name the folder that `lichen federation new` made, or a model: a GGUF file, or the folder of a run"
+        raise LichenError("holds no federation, and no model", where=str(place), fix=fix)
     with crash_in(place):
         host, port = host or "127.0.0.1", port or 0
         serve_model(place, host=host, port=port, key_env=key_env, key_file=key_file, base=model, json=json)

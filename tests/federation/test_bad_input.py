@@ -97,7 +97,7 @@ def test_a_site_with_another_kit_or_policy(place: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["serve", "kit"], "kit: holds no federation\n  fix: name the folder that `lichen federation new` made"),
+        (["serve", "kit"], "kit: is a site's kit\n  fix: start it with: lichen join kit --data FILE"),
         (["serve", "nowhere"], "nowhere: holds no federation"),
         (["submit", "chat-lora"], "trial: nobody serves this federation here\n  fix: start it in another terminal"),
         (

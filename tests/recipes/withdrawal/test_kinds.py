@@ -28,6 +28,7 @@ PATHS = {
     "periods.png": "same",
     "record.jsonl": "signed",
     "manifest.json": "signed",
+    "state/sites/001/own/ada/adapter_model.safetensors": "gone",
     "deletions.jsonl": "signed",
     "withdrawal.json": "names",
     "rebase.json": "same",

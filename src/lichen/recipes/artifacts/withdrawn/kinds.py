@@ -34,7 +34,7 @@ _FAN = 1000
 """Clients of one folder of private state or messages."""
 
 _CLIENT = r"(?P<thousand>\d+)/(?P<rest>\d+)"
-_PART = r"(?:\d+-[^/]+|periods/[^/]+)/"
+_PART = r"(?:\d+-[^/]+|periods/[^/]+|distilled)/"
 """A run within the folder of stages or of a stream."""
 
 
@@ -93,6 +93,14 @@ KINDS: tuple[Kind, ...] = (
     _kind(r"model/.+", "the model", "same", "sum"),
     _kind(r"merged/.+", "a whole model that was exported", "gone", "sum"),
     _kind(r"own/(?P<folder>[^/]+)/.+", "a client's own model that was exported", "gone", "name", "numbers", "sum"),
+    _kind(
+        r"state/sites/\d+/own/(?P<folder>[^/]+)/.+",
+        "a client's own model at its site",
+        "gone",
+        "name",
+        "numbers",
+        "sum",
+    ),
     _kind(r"(state/(.+/)?)?own_values/(.+/)?(?P<number>\d+)\.csv", "a client's own values", "own", "numbers"),
     _kind(r"crash\.txt", "where a fault of Lichen was", "gone"),
     _kind(r"state/lock", "the lock", "gone"),
