@@ -24,13 +24,14 @@ import tables
 import torch
 
 from lichen.models.gguf.write import FORMATS, write_gguf
-from lichen.recipes.quantize.formats import gguf_formats
+from lichen.recipes.quantize.formats import gguf_formats, int8_format
 from lichen.recipes.quantize.gate import judge, score_model
 from lichen.recipes.quantize.merged import merged_run
 from lichen.recipes.quantize.run import scored_texts
 
 RESULT = Path(__file__).parent / "results" / "fewer_bits.json"
 PROMPTS, TOKENS, GATE = 20, 16, 0.01
+NAMES = (*FORMATS, "int8")
 
 
 def save(found: dict[str, Any]) -> None:
@@ -78,19 +79,24 @@ def measure(run: Path, wanted: list[str]) -> None:
             return
         before = score_model(model, valid, general)
         found["merged"] = {"clients": before.clients, "general": before.general, "places": len(before.choices)}
-        for form in gguf_formats(model, tokenizer, name="benchmark", bits=None):
+        forms = gguf_formats(model, tokenizer, name="benchmark", bits=None)
+        if "int8" in wanted:
+            forms += (int8_format(model, tokenizer, lambda _: None),)
+        for form in forms:
             if form.name in wanted:
-                file = Path(home) / f"{form.name}.gguf"
-                form.write(file)
-                after = score_model(form.read(file), valid, general)
+                draft = Path(home) / form.name
+                form.write(draft)
+                files = [draft] if draft.is_file() else list(draft.glob("*.safetensors"))
+                after = score_model(form.read(draft), valid, general)
                 found["formats"][form.name] = {
-                    "megabytes": file.stat().st_size / 1e6,
+                    "megabytes": sum(file.stat().st_size for file in files) / 1e6,
                     "clients": after.clients,
                     "general": after.general,
                     "agreement": after.agreement(before),
                     "faults": list(judge(before, after, GATE)),
                 }
-                file.unlink()
+                for file in files:
+                    file.unlink()
                 save(found)
 
 
@@ -99,7 +105,7 @@ def formats_table() -> None:
     found = json.loads(RESULT.read_text(encoding="utf-8"))
     base = found["merged"]
     rows = [["merged, float32", "", f"{base['clients']:.2f}", "", f"{base['general']:.1f}", "", "", ""]]
-    for name in (name for name in FORMATS if name in found["formats"]):
+    for name in (name for name in NAMES if name in found["formats"]):
         one = found["formats"][name]
         rises = [f"{100 * (one[key] / base[key] - 1):+.2f} %" for key in ("clients", "general")]
         numbers = (f"{one['clients']:.2f}", rises[0], f"{one['general']:.1f}", rises[1])
@@ -120,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("table", nargs="?", choices=("formats", "greedy"))
     parser.add_argument("--run", type=Path, help="a finished run of a language model")
-    parser.add_argument("--formats", nargs="*", default=list(FORMATS))
+    parser.add_argument("--formats", nargs="*", default=list(NAMES))
     options = parser.parse_args()
     if options.run:
         measure(options.run, options.formats)
