@@ -16,15 +16,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lichen.core.contracts.model import Batch
+from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree, to_device
+from lichen.core.wrapping import innermost
 from lichen.models.client_axis import map_clients
 from lichen.models.cohort import group_of
 from lichen.models.objectives import Classification, LogitsLoss, RowObjective
 
-__all__ = ["Student", "linear", "with_bias"]
+__all__ = ["Student", "linear", "row_shape_of", "with_bias"]
 
 
 class Student(ABC):
@@ -39,6 +40,9 @@ class Student(ABC):
 
     inputs: tuple[str, ...]
     """Names of the batch's tensors that ``apply`` takes."""
+
+    row_shape: tuple[int, ...] = ()
+    """Numbers of a row, for pictures channels first; none for texts."""
 
     def __init__(
         self, classes: int, *, name: str, reference: bool = True, objective: RowObjective | None = None
@@ -102,6 +106,12 @@ class Student(ABC):
         """``logits_CBK``."""
         batch = to_device(batch, next(iter(trainable_C.values())).device)
         return map_clients(self._logits, trainable_C, batch, reference=self.reference)[0]
+
+
+def row_shape_of(model: CohortModel) -> tuple[int, ...]:
+    """Numbers of a row that a student reads; none for texts, and for other models."""
+    inner = innermost(model)
+    return inner.row_shape if isinstance(inner, Student) else ()
 
 
 def linear(params: Tree, name: str, x: Tensor) -> Tensor:

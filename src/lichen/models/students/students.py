@@ -202,7 +202,7 @@ class ImageMLP(Student):
         reference: bool = True,
         objective: RowObjective | None = None,
     ) -> None:
-        self._widths = (features, *hidden, classes)
+        self._widths, self.row_shape = (features, *hidden, classes), (features,)
         super().__init__(classes, name=name, reference=reference, objective=objective)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -252,7 +252,7 @@ class ImageCNN(Student):
         if side < 4:
             raise LichenError(f"images of {side} pixels a side are too small", where="model", fix="use image-mlp")
         self._side, self._channels, self._width = side, channels, width
-        self._classes = classes
+        self._classes, self.row_shape = classes, (channels, side, side)
         super().__init__(classes, name=name, reference=reference, objective=objective)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

@@ -16,6 +16,7 @@ from lichen.algorithms.scores import score
 from lichen.clients.attack.rows import Backdoor
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.core.contracts.client import ClientTask
+from lichen.core.contracts.model import CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import whole_folder, write_atomic
 from lichen.core.message import Job
@@ -29,6 +30,7 @@ from lichen.engines.local import LocalEngine
 from lichen.engines.ranks import Ranks
 from lichen.models.peft.format import has_peft_format, save_adapter
 from lichen.models.preference.model import PreferenceModel
+from lichen.models.students.student import row_shape_of
 from lichen.present.report import attack_text
 from lichen.present.trace import read_trace
 from lichen.recipes.artifacts.inputs import agree, inputs_of
@@ -122,7 +124,8 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
 
     if folder.ranks.first:
         words = loaded.vocabulary.words if loaded.vocabulary else None
-        save_result(folder, recipe, best, loaded.foundation, loaded.tokenizer, loaded.classes, words=words)
+        model, classes = loaded.experiment.model, loaded.classes
+        save_result(folder, recipe, best, model, loaded.foundation, loaded.tokenizer, classes, words=words)
     events = read_trace(folder.path) if folder.ranks.first else ()
     training, start = trained(side, columns, events), loaded.experiment.start.trainable
     return TaskResult(
@@ -242,6 +245,7 @@ def save_result(
     folder: RunFolder,
     recipe: Recipe,
     best: Shared,
+    model: CohortModel,
     foundation: Any,
     tokenizer: Any,
     classes: Sequence[str],
@@ -254,6 +258,7 @@ def save_result(
         folder: The run folder.
         recipe: The recipe.
         best: The tensors.
+        model: What they are of.
         foundation: The frozen transformers model; None for a student.
         tokenizer: Its tokenizer, or the one that a student's texts need; None without one.
         classes: In the order of the logits; none for a language model.
@@ -293,5 +298,6 @@ def save_result(
         "student": student.model_dump() if student else None,
         "tokenizer": STUDENT_TOKENIZER if reads_text else None,
         "vocabulary": list(words) if words else None,
+        "row_shape": list(row_shape_of(model)),
     }
     folder.write_json("model/config.json", about, shared=True)

@@ -123,7 +123,7 @@ def _learned(
     if recipe.writes:
         extra |= safety(recipe, folder, loaded.foundation, loaded.tokenizer, server.start, columns, say)
     extra |= personal_numbers(recipe, columns)
-    save_result(folder, recipe, best, loaded.foundation, loaded.tokenizer, server.classes)
+    save_result(folder, recipe, best, server.model, loaded.foundation, loaded.tokenizer, server.classes)
     events = read_trace(folder.path)
     training = trained(lambda _: server, columns, events)
     return TaskResult(
