@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from lichen.recipes.artifacts.verify import verify
     from lichen.recipes.compare import compare
     from lichen.recipes.plan.plan import plan
-    from lichen.recipes.quantize.run import export
+    from lichen.recipes.quantize.export import export
     from lichen.recipes.run import Result, RunReport, replay, report, run, talk
     from lichen.recipes.schema.read import read_recipe
     from lichen.recipes.schema.recipe import Recipe
@@ -57,7 +57,7 @@ _HOMES = {
     "Result": "lichen.recipes.run",
     "RunReport": "lichen.recipes.run",
     "compare": "lichen.recipes.compare",
-    "export": "lichen.recipes.quantize.run",
+    "export": "lichen.recipes.quantize.export",
     "forget": "lichen.recipes.withdrawal.forget",
     "plan": "lichen.recipes.plan.plan",
     "read_recipe": "lichen.recipes.schema.read",

@@ -6,15 +6,18 @@ Nothing heavy is imported until it is called.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lichen.core.errors import LichenError
+from lichen.recipes.quantize.requested import AnyBits, requested
 from lichen.shell import crash_in, log, say, show
 
 if TYPE_CHECKING:
     from lichen.recipes.quantize.run import Quantized
+    from lichen.recipes.quantize.student import ExportedStudent
 
 __all__ = ["export_command"]
 
@@ -27,14 +30,16 @@ def export_command(
     out: Path | None = None,
     client: str | None = None,
     gguf: bool = False,
-    bits: Literal["auto", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "f16"] | None = None,
+    bits: AnyBits | None = None,
     quantize: Literal["int8"] | None = None,
     gate: float | None = None,
+    student: bool = False,
 ) -> None:
     """Write what a run learned as files other tools load.
 
     With --gguf or --quantize the merged model is rounded, read back and scored. It is written only if its perplexity
-    stays within the gate, on the clients' validation rows and on the recipe's retention text.
+    stays within the gate, on the clients' validation rows and on the recipe's retention text. A rounded student is held
+    against the run's metric on those rows.
 
     Parameters
     ----------
@@ -49,36 +54,38 @@ def export_command(
     gguf
         Write the merged model as one GGUF file, as llama.cpp runs it.
     bits
-        With --gguf: its format; auto, the default, for the smallest that passes the gate.
+        With --gguf: its format; auto, the default, for the smallest that passes the gate. With --student: f32, the
+        default, f16, int8 or auto.
     quantize
         int8: write the merged model as a transformers folder in 8 bits.
     gate
-        Share by which perplexity on the clients' rows may rise by fewer bits; 0.01 if not given. On general text it
-        may rise by twice that.
+        Share by which perplexity on the clients' rows may rise by fewer bits, or a student's score fall; 0.01 if not
+        given. On general text perplexity may rise by twice that.
+    student
+        Write a run's student as a folder that plain torch loads, with the code that does.
     """
-    if bits is not None and not gguf:
-        raise LichenError("only GGUF has such formats", where="--bits", fix="add --gguf, or leave it out")
-    fewer = gguf or quantize is not None
-    if gate is not None and not fewer:
-        raise LichenError("nothing is rounded, so nothing is lost", where="--gate", fix="add --gguf or --quantize int8")
-    if merge and fewer:
-        raise LichenError("fewer bits are merged anyway", where="--merge", fix="leave it out")
-    if gguf and quantize is not None:
-        raise LichenError("GGUF has formats of its own", where="--quantize", fix="use --gguf --bits q8_0")
-    if not fewer:
-        with crash_in(folder), redirect_stdout(sys.stderr):
+    wanted = requested(merge=merge, gguf=gguf, bits=bits, quantize=quantize, student=student, gate=gate)
+    table: Callable[[], None] | None = None
+    with crash_in(folder), redirect_stdout(sys.stderr):
+        if wanted.form == "student":
+            from lichen.recipes.quantize.student import export_student
+
+            exported = export_student(
+                folder, bits=wanted.student_bits, gate=wanted.gate, out=out, client=client, say=log
+            )
+            written, table = exported.path, partial(_show_student, exported)
+        elif wanted.form == "fewer":
+            from lichen.recipes.quantize.run import export_quantized
+
+            done = export_quantized(folder, bits=wanted.bits, gate=wanted.gate, out=out, client=client, say=log)
+            written, table = done.path, partial(_show, done)
+        else:
             from lichen.recipes import run as run_module
 
             written = run_module.export(folder, merge=merge, out=out, client=client)
-        say(str(written))
-        return
-    with crash_in(folder), redirect_stdout(sys.stderr):
-        from lichen.recipes.quantize.run import GATE, export_quantized
-
-        share = GATE if gate is None else gate
-        done = export_quantized(folder, bits=quantize or bits or "auto", gate=share, out=out, client=client, say=log)
-    _show(done)
-    say(str(done.path))
+    if table is not None:
+        table()
+    say(str(written))
 
 
 def _show(done: Quantized) -> None:
@@ -95,3 +102,19 @@ def _show(done: Quantized) -> None:
     show(table)
     if larger := done.attempts[-1].larger:
         say(f"float16, as their rows do not divide into blocks of 32: {len(larger)} matrices, such as {larger[0]}")
+
+
+def _show_student(done: ExportedStudent) -> None:
+    from lichen.present.table import new_table
+    from lichen.present.units import bytes_text, score_text
+
+    if done.before is None:
+        return
+    heads = ("format", "size", done.metric, "same classes", "within the gate")
+    table = new_table(None, *heads, numbers=heads[1:4])
+    table.add_row("not rounded", "", score_text(done.before), "", "")
+    for one in done.attempts:
+        same = "" if one.agreement is None else f"{100 * one.agreement:.1f} %"
+        passes = "no" if one.fault else "yes"
+        table.add_row(one.name, bytes_text(one.size_bytes), score_text(one.value), same, passes)
+    show(table)

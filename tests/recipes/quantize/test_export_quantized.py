@@ -175,7 +175,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(home: Path, tmp_path: Path
     cases: list[tuple[Path, dict[str, Any], str]] = [
         (home / "bare", {}, "no text to hold a rounded model against"),
         (tmp_path / "run", {}, "tokenizer has no GGUF form: it is of kind WordLevel"),
-        (tmp_path / "moods", {}, "only language models are written in fewer bits"),
+        (tmp_path / "moods", {}, "only language models are written so"),
         (tmp_path, {}, "not finished|no such|is no|no summary|has no"),
         (home / "run", {"gate": -1}, "--gate: -1 is no share"),
         (home / "run", {"bits": "q2_k"}, "--bits: there is no format 'q2_k'"),
@@ -190,11 +190,17 @@ def test_bad_input_is_one_sentence_and_writes_nothing(home: Path, tmp_path: Path
     assert names_in(home) | names_in(tmp_path) == before
 
 
+def test_a_run_without_a_student_says_what_to_use(home: Path) -> None:
+    with pytest.raises(LichenError, match="this run trained no student") as caught:
+        lichen.export(home / "run", student=True)
+    assert "--gguf" in (caught.value.fix or "")
+
+
 def test_a_student_is_refused_with_the_reason(tmp_path: Path) -> None:
     short = ("federation.rounds=1", "compare.baselines=[]", "data.partition.clients=3")
     lichen.run(lichen.read_recipe("digits", short), out=tmp_path / "run")
     for words in ({"bits": "int8"}, {"bits": "auto"}):
-        with pytest.raises(LichenError, match="this run's model is of image-mlp"):
+        with pytest.raises(LichenError, match="this run's model is of kind image-mlp"):
             export_quantized(tmp_path / "run", **words)  # type: ignore[arg-type]
 
 
@@ -223,7 +229,7 @@ def test_the_command_shows_what_fewer_bits_cost(home: Path, tmp_path: Path, caps
     assert "merged, not rounded" in out
     assert "float16, as their rows do not divide into blocks of 32: 2 matrices" in out
     for words, what in (
-        (["--bits", "q8_0"], "only GGUF has such formats"),
+        (["--bits", "q8_0"], "only GGUF files and students have such formats"),
         (["--gate", "0.1"], "nothing is rounded"),
         (["--gguf", "--merge"], "merged anyway"),
         (["--gguf", "--quantize", "int8"], "formats of its own"),

@@ -53,6 +53,8 @@ class Card:
         summary: The run's.
         values: What each client contributed, in roster order; none where nobody asked.
         fingerprints: Owners whose secret pairs it was trained on.
+        student: The architecture of a small model that was trained from nothing; else empty.
+        use: Of a student: the sections that say how it is loaded and asked.
     """
 
     name: str
@@ -80,6 +82,8 @@ class Card:
     summary: Mapping[str, Any]
     values: tuple[float, ...] = ()
     fingerprints: int = 0
+    student: str = ""
+    use: str = ""
 
     @property
     def merged(self) -> bool:
@@ -89,6 +93,11 @@ class Card:
 
 def front_matter(card: Card) -> dict[str, Any]:
     """What the hub reads of a card."""
+    if card.student:
+        about: dict[str, Any] = {"library_name": "pytorch", **terms_matter("", card.summary)}
+        if card.student != "image-mlp":  # its rows may be pictures or any other numbers
+            about["pipeline_tag"] = "image-classification" if card.student == "image-cnn" else card.pipeline
+        return about | {"tags": ["lichen", "federated-learning", card.student]}
     kind = "finetune" if card.merged else "adapter"
     found: dict[str, Any] = {"library_name": "transformers" if card.merged else "peft"}
     if card.base_id:
@@ -105,8 +114,9 @@ def card_text(card: Card) -> str:
     head = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front_matter(card).items())
     parts = [f"---\n{head}\n---\n", f"# {_cell(card.name)}\n", _what(card), _data(card), owners_text(card.summary)]
     parts += [_scores(card), whose_text(card.summary, card.values, card.fingerprints)]
-    parts += [compute_text(card.summary), _question(card)]
-    parts += [_nowhere(card)] if card.nowhere else [_transformers(card), _servers(card)]
+    parts += [compute_text(card.summary), card.use or _question(card)]
+    if not card.student:
+        parts += [_nowhere(card)] if card.nowhere else [_transformers(card), _servers(card)]
     parts += [terms_text(card.licence, card.summary)]
     return "\n".join(part for part in parts if part)
 
@@ -117,7 +127,9 @@ def _what(card: Card) -> str:
         base = f"[{card.base_id}](https://huggingface.co/{card.base_id})"
         if card.base != card.base_id:
             base += f" (trained on the catalog's `{card.base}`, whose weights may be of another precision)"
-    if card.merged:
+    if card.student:
+        what = f"A small model of kind `{card.student}`, trained from nothing."
+    elif card.merged:
         what = f"A {'language model' if card.writes else 'classifier'}: {base} with what was learned merged in."
     else:
         rank_note = f", rank {card.rank} at most" if card.rank else ""

@@ -39,7 +39,9 @@ def write_adapter_card(run: Path, recipe: Recipe) -> None:
     write_card(run, adapter_folder, recipe, tokenizer)
 
 
-def write_card(run: Path, target: Path, recipe: Recipe, tokenizer: Any, *, called: str = "") -> None:
+def write_card(
+    run: Path, target: Path, recipe: Recipe, tokenizer: Any, *, called: str = "", student: str = "", use: str = ""
+) -> None:
     """Write ``README.md`` beside a model.
 
     Args:
@@ -48,6 +50,8 @@ def write_card(run: Path, target: Path, recipe: Recipe, tokenizer: Any, *, calle
         recipe: The run's.
         tokenizer: With the chat template of the run.
         called: What the folder will be called, where that is another name.
+        student: The architecture of a student.
+        use: Of a student: how it is loaded and asked.
     """
     config: Mapping[str, Any] = {}
     if (target / "adapter_config.json").is_file():
@@ -85,6 +89,8 @@ def write_card(run: Path, target: Path, recipe: Recipe, tokenizer: Any, *, calle
         summary=read_summary(run),
         values=read_contributions(run).totals if (run / CONTRIBUTIONS).is_file() else (),
         fingerprints=fingerprint_count(run),
+        student=student,
+        use=use,
     )
     write_atomic(target / "README.md", card_text(card).encode(), shared=True)
 

@@ -77,6 +77,9 @@ class Talker:
     settings: str = ""
 
 
+_STUDENT = "use --student, which writes a folder that torch loads"
+
+
 def load_finished(folder: Path) -> tuple[Recipe, Tree]:
     """The recipe of a finished run, and what it learned; refused if it is not finished, or damaged."""
     read_summary(folder)  # says so where the run is not finished
@@ -108,7 +111,7 @@ def load_foundation(recipe: Recipe, folder: Path) -> tuple[Any, Any, tuple[str, 
         raise LichenError(
             f"a run of task {recipe.task} on {recipe.model.name or 'a student'} has no merged transformers model",
             where=recipe.name,
-            fix="its tensors lie in the run's model/ as safetensors",
+            fix=_STUDENT if recipe.model.student is not None else "its tensors lie in the run's model/ as safetensors",
         )
     classes = _classes(recipe, folder)
     if scratch:
@@ -233,7 +236,8 @@ def _adapter(folder: Path, out: Path | None) -> Path:
     if not own.is_dir():
         read_summary(folder)  # says so where it is no run, or not finished
         require_model(folder)
-        raise LichenError("has no adapter", where=str(folder), fix="use --merge")
+        student = recipe_of(folder).model.student is not None
+        raise LichenError("has no adapter", where=str(folder), fix=_STUDENT if student else "use --merge")
     _check(folder)
     if out is None:
         return own

@@ -29,11 +29,12 @@ def merged_run(folder: Path, *, client: str | None = None) -> tuple[Recipe, Any,
     """
     recipe, tree = load_finished(folder)
     if recipe.model.student is not None or recipe.model.students or not recipe.writes:
-        kind = recipe.model.student.kind if recipe.model.student is not None else f"task {recipe.task}"
+        student = recipe.model.student is not None
+        kind = f"kind {recipe.model.student.kind}" if recipe.model.student is not None else f"task {recipe.task}"
         raise LichenError(
-            f"only language models are written in fewer bits, and this run's model is of {kind}",
+            f"only language models are written so, and this run's model is of {kind}",
             where=str(folder),
-            fix="use its model/ or adapter/ as it is; no runtime reads such a model rounded",
+            fix="use --student --bits auto" if student else "use its model/ or adapter/ as it is",
         )
     model, tokenizer, _ = load_foundation(recipe, folder)
     if client is not None:

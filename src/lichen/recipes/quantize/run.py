@@ -7,37 +7,30 @@ name is taken by one that has passed.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final, get_args
 
 from lichen.clients.personal.own_model import folder_name
-from lichen.core import private
 from lichen.core.errors import LichenError
-from lichen.core.files.durable import PART, place_file, rename_folder
 from lichen.data.batches.shards import Shard, TextShard
 from lichen.models.gguf.write import header_of
 from lichen.present.clients import read_clients
 from lichen.recipes.artifacts.inputs import inputs_of, require_same
 from lichen.recipes.artifacts.model_card import write_card
-from lichen.recipes.artifacts.use import export as export_whole
 from lichen.recipes.artifacts.use import require_empty
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.quantize.formats import Format, gguf_formats, int8_format
 from lichen.recipes.quantize.gate import Scores, judge, score_model
 from lichen.recipes.quantize.merged import merged_run
+from lichen.recipes.quantize.placing import draft_for, place_draft
+from lichen.recipes.quantize.requested import GATE, GgufBits
 from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.stages.folder import last_stage
 from lichen.recipes.tasks.adapt import retention_shard
 
-__all__ = ["GATE", "Quantized", "export", "export_quantized", "scored_texts"]
-
-AnyBits = Literal["auto", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "f16"]
-GATE = 0.01
-"""Share by which perplexity on the clients' rows may rise, where nobody says."""
+__all__ = ["Quantized", "export_quantized", "scored_texts"]
 
 
 @final
@@ -83,7 +76,7 @@ class Quantized:
 def export_quantized(
     folder: Path | str,
     *,
-    bits: AnyBits | Literal["int8"] = "auto",
+    bits: GgufBits | Literal["int8"] = "auto",
     gate: float = GATE,
     out: Path | str | None = None,
     client: str | None = None,
@@ -108,8 +101,8 @@ def export_quantized(
     """
     if not 0 <= gate < float("inf"):
         raise LichenError(f"{gate} is no share", where="--gate", fix="use a number such as 0.01")
-    if bits != "int8" and bits not in get_args(AnyBits):
-        raise LichenError(f"there is no format {bits!r}", where="--bits", fix=f"use {', '.join(get_args(AnyBits))}")
+    if bits != "int8" and bits not in get_args(GgufBits):
+        raise LichenError(f"there is no format {bits!r}", where="--bits", fix=f"use {', '.join(get_args(GgufBits))}")
     folder, given = last_stage(folder), None if out is None else Path(out)
     if given is not None:
         _require_free(given, is_folder=bits == "int8")
@@ -131,12 +124,12 @@ def export_quantized(
     shared = client is None
     for form in formats:
         target = given or _default(folder, client, form.name)
-        with _draft_for(target) as aside:
+        with draft_for(target) as aside:
             draft = Path(aside) / ("int8" if form.name == "int8" else "model.gguf")
             say(f"writing {form.name} and reading it back")
             attempts.append(attempt := _tried(form, draft, before, valid, general, gate))
             if not attempt.faults and (bits == "auto" or form is formats[0]):
-                _place(draft, target, shared=shared)
+                place_draft(draft, target, shared=shared)
                 return Quantized(path=target, before=before, attempts=tuple(attempts), gate=gate)
         if not attempt.faults:
             break
@@ -173,14 +166,6 @@ def _default(folder: Path, client: str | None, name: str) -> Path:
     return where / f"{stem}-{name}.gguf"
 
 
-def _draft_for(target: Path) -> tempfile.TemporaryDirectory[str]:
-    """A private folder on the target's disk, which goes with all in it; no folder is made above it."""
-    above = Path(os.path.abspath(target)).parent
-    while not above.is_dir():
-        above = above.parent
-    return tempfile.TemporaryDirectory(dir=above, prefix=".export-", suffix=PART)
-
-
 def _tried(
     form: Format,
     draft: Path,
@@ -202,19 +187,6 @@ def _tried(
     )
 
 
-def _place(draft: Path, target: Path, *, shared: bool) -> None:
-    if draft.is_file():
-        place_file(draft, target, shared=shared)
-        return
-    private.make_folders(target.parent, shared=shared)
-    if shared:
-        private.share(draft)
-        draft.chmod(0o755)
-    else:
-        private.tighten(draft)
-    rename_folder(draft, target, replace=True)
-
-
 def _refusal(attempts: Sequence[Attempt], bits: str, gate: float) -> LichenError:
     """A format failed that was named, or all did."""
     first, last = attempts[0], attempts[-1]
@@ -226,41 +198,3 @@ def _refusal(attempts: Sequence[Attempt], bits: str, gate: float) -> LichenError
         fix = f"use --bits {last.name}, which passes, or raise --gate if you accept that"
     numbers = f"{'; '.join(fault.faults)}; {100 * fault.agreement:.1f} % of likeliest tokens agree"
     return LichenError(f"{what} the gate of {100 * gate:g} %: {fault.name}: {numbers}", where=f"--bits {bits}", fix=fix)
-
-
-def export(
-    folder: Path | str,
-    *,
-    merge: bool = False,
-    out: Path | str | None = None,
-    client: str | None = None,
-    gguf: bool = False,
-    bits: AnyBits = "auto",
-    quantize: Literal["int8"] | None = None,
-    gate: float = GATE,
-) -> Path:
-    """Write the run's model: the adapter as it is, a transformers folder with everything merged, or fewer bits.
-
-    Args:
-        folder: The run folder; that of several stages means the last one.
-        merge: Merge into the base's weights; else it is the adapter.
-        out: Where to; by default in the run's folder, and for the adapter where it lies.
-        client: The model of this client's own; by default the one that all share. It is private, and so is what is
-            written: by default in ``folder/own``.
-        gguf: One merged GGUF file, as llama.cpp runs it.
-        bits: Its format; ``auto`` for the smallest that passes the gate.
-        quantize: ``int8``: a merged transformers folder in 8 bits.
-        gate: Share by which perplexity on the clients' validation rows may rise by fewer bits; twice that on general
-            text.
-
-    Returns:
-        The file or folder that loads elsewhere.
-
-    Raises:
-        LichenError: if the run is not finished, has nothing of the kind, or what fewer bits cost is over the gate.
-    """
-    if not gguf and quantize is None:
-        return export_whole(folder, merge=merge, out=out, client=client)
-    if gguf and quantize is not None:
-        raise LichenError("GGUF has formats of its own", where="--quantize", fix="use --gguf --bits q8_0")
-    return export_quantized(folder, bits=quantize or bits, gate=gate, out=out, client=client).path
