@@ -80,9 +80,9 @@ def export_command(
             done = export_quantized(folder, bits=wanted.bits, gate=wanted.gate, out=out, client=client, say=log)
             written, table = done.path, partial(_show, done)
         else:
-            from lichen.recipes import run as run_module
+            from lichen.recipes.quantize.export import export
 
-            written = run_module.export(folder, merge=merge, out=out, client=client)
+            written = export(folder, merge=merge, out=out, client=client)
     if table is not None:
         table()
     say(str(written))

@@ -7,7 +7,7 @@ from typing import Literal, final, get_args
 
 from lichen.core.errors import LichenError
 
-__all__ = ["GATE", "AnyBits", "GgufBits", "Requested", "StudentBitsOrAuto", "requested"]
+__all__ = ["GATE", "AnyBits", "GgufBits", "requested"]
 
 GATE = 0.01
 """Share by which a score may get worse, where nobody says."""
