@@ -64,20 +64,20 @@ def export_command(
     student
         Write a run's student as a folder that plain torch loads, with the code that does.
     """
-    wanted = requested(merge=merge, gguf=gguf, bits=bits, quantize=quantize, student=student, gate=gate)
+    choice = requested(merge=merge, gguf=gguf, bits=bits, quantize=quantize, student=student, gate=gate)
     table: Callable[[], None] | None = None
     with crash_in(folder), redirect_stdout(sys.stderr):
-        if wanted.form == "student":
+        if choice.form == "student":
             from lichen.recipes.quantize.student import export_student
 
             exported = export_student(
-                folder, bits=wanted.student_bits, gate=wanted.gate, out=out, client=client, say=log
+                folder, bits=choice.student_bits, gate=choice.gate, out=out, client=client, say=log
             )
             written, table = exported.path, partial(_show_student, exported)
-        elif wanted.form == "fewer":
+        elif choice.form == "fewer":
             from lichen.recipes.quantize.run import export_quantized
 
-            done = export_quantized(folder, bits=wanted.bits, gate=wanted.gate, out=out, client=client, say=log)
+            done = export_quantized(folder, bits=choice.bits, gate=choice.gate, out=out, client=client, say=log)
             written, table = done.path, partial(_show, done)
         else:
             from lichen.recipes.quantize.export import export

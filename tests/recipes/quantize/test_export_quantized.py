@@ -15,6 +15,7 @@ import lichen
 from lichen import cli
 from lichen.core.errors import LichenError
 from lichen.models.gguf.read import read_gguf, state_of
+from lichen.recipes.artifacts.sampling import ask_ids
 from lichen.recipes.assemble.experiment import values_N
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.quantize import run as quantize_run
@@ -23,7 +24,7 @@ from lichen.recipes.quantize.merged import merged_run
 from lichen.recipes.quantize.run import export_quantized
 from lichen.recipes.tasks.adapt import retention_shard, score_on
 from support import tiny_llama
-from support.tiny_gguf import save
+from support.tiny_gguf import TEMPLATE, save
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,11 @@ def test_a_file_holds_the_merged_model_and_its_tokenizer(home: Path, tmp_path: P
     assert names_in(tmp_path) == {"new", "new/m.gguf"}
     assert names_in(home / "run") == before
     _, model, tokenizer = merged_run(home / "run")
-    assert read_gguf(done.path).fields["tokenizer.chat_template"] == tokenizer.chat_template
+    template = read_gguf(done.path).fields["tokenizer.chat_template"]
+    turns = [{"role": "user", "content": "what?"}, {"role": "user", "content": "the stone"}]
+    asked = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=True, return_dict=False)
+    assert asked == ask_ids(tokenizer, "transcript", "the stone"), "as it was trained, and not by the base's template"
+    assert tokenizer.chat_template == TEMPLATE, "and the run's own stays"
     bound = {"f16": 5e-4, "q8_0": 5e-3}[bits]
     for name, x in state_of(done.path, model).items():
         y = model.get_parameter(name)
@@ -86,6 +91,24 @@ def test_a_file_holds_the_merged_model_and_its_tokenizer(home: Path, tmp_path: P
     assert [name.partition(".")[2] for name in attempt.larger] == (
         [] if bits == "f16" else ["0.ffn_down.weight", "1.ffn_down.weight"]
     )
+
+
+def test_llama_cpp_is_asked_as_the_run_was_trained(home: Path, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    from lichen.recipes.local.open import open_model
+    from lichen.serving.contract import Completion, Message
+
+    file = export_quantized(home / "run", bits="f16", gate=0.05, out=tmp_path / "m.gguf").path
+    text, found = "the stone and the moss", []
+    for path in (file, home / "run"):
+        model = open_model(path)
+        asked = Completion(messages=(Message(role="user", content=text),), max_tokens=2, temperature=0.0)
+        found.append(sum(piece.tokens_in for piece in model.complete(asked)))
+        model.close()
+    tokenizer = merged_run(home / "run")[2]
+    ids = ask_ids(tokenizer, "transcript", text)
+    assert found == [len(ids)] * 2
+    assert len(ids) != len(ask_ids(tokenizer, "chat", text))
 
 
 def test_auto_writes_the_smallest_that_passes(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -47,9 +47,9 @@ def export(
     Raises:
         LichenError: if the run is not finished, has nothing of the kind, or what fewer bits cost is over the gate.
     """
-    wanted = requested(merge=merge, gguf=gguf, bits=bits, quantize=quantize, student=student, gate=gate)
-    if wanted.form == "student":
-        return export_student(folder, bits=wanted.student_bits, gate=wanted.gate, out=out, client=client).path
-    if wanted.form == "fewer":
-        return export_quantized(folder, bits=wanted.bits, gate=wanted.gate, out=out, client=client).path
+    choice = requested(merge=merge, gguf=gguf, bits=bits, quantize=quantize, student=student, gate=gate)
+    if choice.form == "student":
+        return export_student(folder, bits=choice.student_bits, gate=choice.gate, out=out, client=client).path
+    if choice.form == "fewer":
+        return export_quantized(folder, bits=choice.bits, gate=choice.gate, out=out, client=client).path
     return export_whole(folder, merge=merge, out=out, client=client)

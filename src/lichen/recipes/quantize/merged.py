@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,13 @@ import torch
 
 from lichen.core.errors import LichenError
 from lichen.core.wire.shared import Shared
+from lichen.data.batches.text import start_id
 from lichen.models.adapters.quantized import refuse_quantized
 from lichen.recipes.artifacts.own_model import own_model
 from lichen.recipes.artifacts.use import load_finished, load_foundation, merge_learned
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["merged_run"]
+__all__ = ["merged_run", "with_trained_template"]
 
 
 def merged_run(folder: Path, *, client: str | None = None) -> tuple[Recipe, Any, Any]:
@@ -45,3 +48,23 @@ def merged_run(folder: Path, *, client: str | None = None) -> tuple[Recipe, Any,
         tree = {**tree, **own.trainable}
     refuse_quantized(model, where="export")
     return recipe, merge_learned(recipe, model.to(torch.float32), tree), tokenizer
+
+
+def with_trained_template(tokenizer: Any, form: str) -> Any:
+    """The tokenizer with a chat template that asks as the run was trained, for a file that no card goes with.
+
+    A run in form ``transcript`` or ``plain`` never saw its base's template. Of a conversation the last message is
+    asked, since training rows were one question and its answer.
+
+    Args:
+        tokenizer: The run's; it stays as it is.
+        form: ``data.form`` of the run.
+    """
+    if form in ("chat", "messages"):
+        return tokenizer
+    start = json.dumps(tokenizer.convert_ids_to_tokens(start_id(tokenizer)), ensure_ascii=False)
+    end = '{{ "\\n" }}' if form == "transcript" else ""
+    last = f'{{{{ {start} }}}}{{{{ message["content"] }}}}{end}'
+    out = copy.copy(tokenizer)
+    out.chat_template = f"{{% for message in messages %}}{{% if loop.last %}}{last}{{% endif %}}{{% endfor %}}"
+    return out

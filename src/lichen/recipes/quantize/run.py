@@ -23,7 +23,7 @@ from lichen.recipes.artifacts.use import require_empty
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.quantize.formats import Format, gguf_formats, int8_format
 from lichen.recipes.quantize.gate import Scores, judge, score_model
-from lichen.recipes.quantize.merged import merged_run
+from lichen.recipes.quantize.merged import merged_run, with_trained_template
 from lichen.recipes.quantize.placing import draft_for, place_draft
 from lichen.recipes.quantize.requested import GATE, GgufBits
 from lichen.recipes.schema.read import recipe_of
@@ -115,6 +115,7 @@ def export_quantized(
 
         formats: tuple[Format, ...] = (int8_format(model, tokenizer, finish),)
     else:
+        tokenizer = with_trained_template(tokenizer, recipe.data.form)
         header_of(model, tokenizer)  # says so where there is no such form, before rows are read
         formats = gguf_formats(model, tokenizer, name=whose, bits=None if bits == "auto" else bits)
     valid, general = scored_texts(folder, client)

@@ -135,15 +135,15 @@ def export_student(
     if given is not None:
         require_empty(given)
     student = _open(folder, client)
-    wanted: tuple[StudentBits, ...] = (*ROUNDED, "f32") if bits == "auto" else (bits,)
+    formats: tuple[StudentBits, ...] = (*ROUNDED, "f32") if bits == "auto" else (bits,)
     metric = metric_of(student.recipe)
     attempts: list[StudentAttempt] = []
     before: float | None = None
-    scorer = None if wanted == ("f32",) else _scorer(folder, student, client)
+    scorer = None if formats == ("f32",) else _scorer(folder, student, client)
     if scorer is not None:
         say("scoring the student")
         before, choices = scorer(student.tree)
-    for one in wanted:
+    for one in formats:
         target = given or _default(folder, client, one)
         with draft_for(target) as aside:
             draft = Path(aside) / "student"
