@@ -22,6 +22,7 @@ from lichen.models.students.plain import to_student
 from lichen.models.students.rounded import restore_state
 from lichen.models.students.students import ImageCNN
 from lichen.recipes.assemble.open import open_recipe
+from lichen.recipes.local.open import form_of
 from lichen.recipes.quantize.requested import requested
 from lichen.recipes.quantize.student import _open, export_student
 from lichen.recipes.schema.read import recipe_of
@@ -135,6 +136,8 @@ def test_fewer_bits_pass_a_gate_or_nothing_is_written(
     assert out.splitlines()[-1] == str(tmp_path / "new" / "small")
     whole, small = ((tmp_path / name) for name in ("whole", "new/small"))
     export_student(pictures, gate=0.0, out=whole)
+    with pytest.raises(LichenError, match=r"whole: holds a student(.|\n)*README\.md has the code"):
+        form_of(whole)
     sizes = [(one / "model.safetensors").stat().st_size for one in (whole, small)]
     assert sizes[0] > 1.5 * sizes[1]
 

@@ -5,6 +5,7 @@ Nothing of a run's data is read, and what is on the disk already is not fetched.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -44,6 +45,9 @@ def form_of(path: Path) -> Form:
     if (path / "adapter_config.json").is_file():
         return "adapter"
     if (path / "config.json").is_file():
+        if _is_student(path):
+            what = "holds a student, which tells classes or numbers and writes nothing"
+            raise LichenError(what, where=str(path), fix="its README.md has the code that asks it")
         return "folder"
     if list(path.glob("*.gguf")):
         return "gguf"
@@ -72,6 +76,15 @@ def open_model(path: Path, *, base: str | None = None) -> ServedModel:
     served = _open_run(path, name) if form == "run" else _open_folder(path, name, base, adapter=form == "adapter")
     served.load_seconds = time.perf_counter() - start
     return served
+
+
+def _is_student(path: Path) -> bool:
+    """Whether ``lichen export --student`` wrote this folder."""
+    try:
+        about = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False  # whoever loads it says what is wrong
+    return isinstance(about, dict) and "architecture" in about and "model_type" not in about
 
 
 def _begins_as_gguf(path: Path) -> bool:
