@@ -99,7 +99,8 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Build:
     import lichen.recipes
 
     fake = Build()
-    monkeypatch.setitem(sys.modules, "lichen.recipes.run", fake)
+    for module in ("lichen.recipes.run", "lichen.recipes.quantize.export"):
+        monkeypatch.setitem(sys.modules, module, fake)
     monkeypatch.setattr(lichen.recipes, "run", fake, raising=False)
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text(RECIPE, encoding="utf-8")
@@ -144,7 +145,7 @@ def test_the_commands_and_their_flags_are_pinned() -> None:
             "TEXTS",
         ],
         "report": ["--clients", "--json", "FOLDERS"],
-        "export": ["--bits", "--client", "--gate", "--gguf", "--merge", "--out", "--quantize", "FOLDER"],
+        "export": ["--bits", "--client", "--gate", "--gguf", "--merge", "--out", "--quantize", "--student", "FOLDER"],
         "cache": ["--clear", "--json", "--verify", "--yes"],
         "node": ["--data", "--recipe", "--state"],
         "rank": ["FOLDER"],
