@@ -59,7 +59,8 @@ def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         raise LichenError(f"client {EVIL}", where=EVIL, fix=EVIL)
 
     plan.plan = refuse  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "lichen.recipes.run", fake)
+    for module in ("lichen.recipes.run", "lichen.recipes.quantize.export"):
+        monkeypatch.setitem(sys.modules, module, fake)
     monkeypatch.setattr(lichen.recipes, "run", fake, raising=False)
     monkeypatch.setitem(sys.modules, "lichen.recipes.plan.plan", plan)
     monkeypatch.setattr(lichen.recipes, "plan", plan, raising=False)

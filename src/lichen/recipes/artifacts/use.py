@@ -236,7 +236,7 @@ def _adapter(folder: Path, out: Path | None) -> Path:
     if not own.is_dir():
         read_summary(folder)  # says so where it is no run, or not finished
         require_model(folder)
-        student = recipe_of(folder).model.student is not None
+        student = (folder / "recipe.yaml").is_file() and recipe_of(folder).model.student is not None
         raise LichenError("has no adapter", where=str(folder), fix=_STUDENT if student else "use --merge")
     _check(folder)
     if out is None:
