@@ -10,7 +10,6 @@ References: :mod:`lichen.core.masks.party`. Nothing here needs torch.
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -21,6 +20,7 @@ from lichen.core.errors import LichenError
 from lichen.core.files.record import private_key, public_key
 from lichen.core.masks.layout import frame
 from lichen.federation.kits.settle import Kit
+from lichen.federation.kits.signing import authority_of, require_proof, sign_as_site
 from lichen.recipes.sites.passports import Passport, SiteClients
 
 __all__ = ["KitPapers"]
@@ -53,25 +53,12 @@ class KitPapers:
         Raises:
             LichenError: if the kit's certificate or key cannot be read.
         """
-        from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-        key, startup = public_key(self._key), self._kit.folder / "startup"
-        try:
-            certificate = (startup / "client.crt").read_text(encoding="ascii")
-            signer = load_pem_private_key((startup / "client.key").read_bytes(), password=None)
-        except (OSError, ValueError, TypeError):
-            signer = None
-        if not isinstance(signer, RSAPrivateKey):
-            fix = "make the kit again, from the answer file"
-            raise LichenError("the kit's certificate or its key cannot be read", where=str(startup), fix=fix)
-        proof = signer.sign(self._statement(self._kit.name, key), *_scheme()).hex()
+        key = public_key(self._key)
+        certificate, proof = sign_as_site(self._kit, self._statement(self._kit.name, key))
         return Passport(site=self._kit.name, key=key, certificate=certificate, proof=proof)
 
     def identity(self, sites: Sequence[SiteClients], own: Sequence[int], clients: int) -> KitIdentity:
         """As :meth:`lichen.recipes.sites.passports.Papers.identity` has it."""
-        from cryptography import x509
-
         names = [one.passport.site for one in sites]
         numbers = sorted(number for one in sites for number in one.numbers)
         if len(set(names)) < len(names) or numbers != list(range(clients)):
@@ -79,11 +66,7 @@ class KitPapers:
         mine = [one for one in sites if one.passport.key == self.passport.key]
         if [(one.passport.site, one.numbers) for one in mine] != [(self._kit.name, tuple(own))]:
             raise _refused("the server tells others of another key or of other clients of this site")
-        file = self._kit.folder / "startup" / "rootCA.pem"
-        try:
-            authority = x509.load_pem_x509_certificate(file.read_bytes())
-        except (OSError, ValueError):
-            raise LichenError("the authority's certificate cannot be read", where=str(file)) from None
+        authority = authority_of(self._kit.folder)
         keys = {one.passport.site: self._proven(one.passport, authority) for one in sites}
         line = ", ".join(f"{one.passport.site} ({len(one.numbers)})" for one in sites)
         if line != self._line:
@@ -94,27 +77,13 @@ class KitPapers:
 
     def _proven(self, passport: Passport, authority: Any) -> Any:
         """The site's key, if the authority has named the site and the site has signed the key for this run."""
-        from cryptography import x509
-        from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-        from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-        from cryptography.x509.oid import NameOID
 
-        now = datetime.datetime.now(datetime.UTC)
+        statement = self._statement(passport.site, passport.key)
         try:
-            certificate = x509.load_pem_x509_certificate(passport.certificate.encode("ascii"))
-            certificate.verify_directly_issued_by(authority)
-            names, kinds = (
-                [str(one.value) for one in certificate.subject.get_attributes_for_oid(oid)]
-                for oid in (NameOID.COMMON_NAME, NameOID.UNSTRUCTURED_NAME)
-            )
-            holds = certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
-            signer = certificate.public_key()
-            if names != [passport.site] or kinds != ["client"] or not holds or not isinstance(signer, RSAPublicKey):
-                raise ValueError
-            signer.verify(bytes.fromhex(passport.proof), self._statement(passport.site, passport.key), *_scheme())
+            require_proof(passport.site, passport.certificate, passport.proof, statement, authority)
             return Ed25519PublicKey.from_public_bytes(bytes.fromhex(passport.key))
-        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        except ValueError:
             raise _refused(f"the key of site {passport.site} is not one that its certificate proves") from None
 
     def _statement(self, site: str, key: str) -> bytes:
@@ -154,14 +123,6 @@ class KitIdentity:
             )
             return False
         return True
-
-
-def _scheme() -> tuple[Any, Any]:
-    """How certificates' keys sign: by RSA as PKCS #1 v1.5 has it, which signs the same twice in the same way."""
-    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-    from cryptography.hazmat.primitives.hashes import SHA256
-
-    return PKCS1v15(), SHA256()
 
 
 def _bound(run: str, sites: Sequence[SiteClients]) -> bytes:
