@@ -13,7 +13,10 @@ from typing import Literal, Protocol, final
 
 from lichen.core.errors import LichenError
 
-__all__ = ["Cause", "Seen", "SiteError", "Sites"]
+__all__ = ["WITHDRAWAL", "Cause", "Seen", "SiteError", "Sites"]
+
+WITHDRAWAL = "withdrawal"
+"""The place that a refusal names where a site has left for good."""
 
 Cause = Literal["gone", "silent", "refused", "failed"]
 """Why a site did not answer: nobody is there; it is, and said nothing in time; it declined; it met a fault."""

@@ -15,6 +15,8 @@ from lichen.engines.sites import Seen
 from lichen.federation.asking import SPARE, DoorSites
 from lichen.federation.door import call, door_of
 from lichen.federation.kits.members import SERVER, admitted, read_federation, signer_of
+from lichen.federation.leaving.asking import RegisteredSites
+from lichen.federation.leaving.register import Register, sentence
 from lichen.recipes.sites.remote_sites import RemoteSites
 
 __all__ = ["served", "sites_for_run"]
@@ -60,22 +62,34 @@ def sites_for_run(
         LichenError: if the server does not run, another run is going on, a name is unknown, a site does not come, or
             runs another version.
     """
-    known = admitted(folder)
+    register = Register(folder)
+    known, gone = admitted(folder), register.withdrawn()
+    if named := [name for name in names if name in gone]:
+        raise LichenError(sentence(named[0], gone[named[0]]).what, where=f"--sites {named[0]}", fix="leave it out")
+    known = tuple(name for name in known if name not in gone)
     if unknown := [name for name in names if name not in known]:
         what = f"{unknown[0]!r} is no site of this federation, or barred"
         raise LichenError(what, where="--sites", fix=f"one of: {', '.join(known) or '-'}")
     chosen = tuple(names or known)
     if not chosen:
         raise LichenError("has no site", where=str(folder), fix="admit one: lichen federation admit REQUEST")
-    sites = served(folder)
+    sites = RegisteredSites(served(folder), register, say=say)
     fix = "wait for its end, or stop it with Ctrl-C where it was submitted"
     refusal = LichenError("another run is going on", where=str(folder), fix=fix)
     with one_process(folder / SERVER, _LOCK, say=say, refusal=refusal):
         _wait_for(sites, chosen, wait, say)
-        yield RemoteSites(sites, chosen, left_out=left_out, signer=signer_of(read_federation(folder)))
+        yield RemoteSites(
+            sites,
+            chosen,
+            left_out=left_out,
+            signer=signer_of(read_federation(folder)),
+            left=register.refusals,
+            look=sites.look_at,
+            enrolled=register.enter_run,
+        )
 
 
-def _wait_for(sites: DoorSites, names: Sequence[str], wait: float, say: Callable[[str], None]) -> None:
+def _wait_for(sites: RegisteredSites, names: Sequence[str], wait: float, say: Callable[[str], None]) -> None:
     end, shown = time.monotonic() + wait, ""
     while missing := [name for name in names if name not in (seen := sites.seen())]:
         if time.monotonic() > end:

@@ -55,6 +55,7 @@ PATHS = {
     "state/budget.jsonl": "ours",
     "state/sites/001/accounts/000003.jsonl": "own",
     "state/run.json": "names",
+    "state/announced.json": "gone",
     "state/final.safetensors": "same",
     "state/chat_template.jinja": "same",
     "state/scratch/config.json": "same",

@@ -1,7 +1,7 @@
 """The server's end of several sites: asks them to announce themselves, gives each its place, and makes their engines.
 
 A run needs :class:`SiteEngines` of them. Here sites are child processes, each with one file: a rehearsal, on one
-machine, of a federation in which no process has more than one site's rows. :func:`enrol_sites` and :func:`join_sites`
+machine, of a federation in which no process has more than one site's rows. :func:`announcements` and :func:`join_sites`
 work over any transport.
 """
 
@@ -30,7 +30,15 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced import Announcement, Enrolled, enrolled
 from lichen.recipes.sites.site_node import ANNOUNCE, JOIN, WAITING
 
-__all__ = ["SiteEngines", "SiteProcesses", "ask_all", "engine_over", "enrol_sites", "join_sites", "state_name"]
+__all__ = [
+    "SiteEngines",
+    "SiteProcesses",
+    "announcements",
+    "ask_all",
+    "engine_over",
+    "join_sites",
+    "state_name",
+]
 
 SITES = "sites"
 """Where in the folder of a run's state sites that are children have theirs, a folder each."""
@@ -84,6 +92,10 @@ class SiteEngines(Protocol):
         """
         ...
 
+    def departed(self) -> frozenset[int]:
+        """Clients whose sites have left the federation since the run began."""
+        ...
+
     def close(self) -> None:
         """The run is over."""
         ...
@@ -123,11 +135,11 @@ def ask_all(sites: Sites, kind: str, body_of: Mapping[str, bytes], patience: Pat
         return dict(zip(body_of, pool.map(ask, body_of), strict=True))
 
 
-def enrol_sites(recipe: Recipe, sites: Sites, names: Collection[str], patience: Patience) -> Enrolled:
-    """Ask sites to announce themselves, and make one roster of all.
+def announcements(sites: Sites, names: Collection[str], patience: Patience) -> dict[str, Announcement]:
+    """What sites announce, by their names, in this order.
 
     Raises:
-        LichenError: for a site that does not, or announcements that do not fit each other.
+        LichenError: for a site that does not.
     """
     announced: dict[str, Announcement] = {}
     while waiting := [name for name in names if name not in announced]:
@@ -138,7 +150,7 @@ def enrol_sites(recipe: Recipe, sites: Sites, names: Collection[str], patience: 
                 raise LichenError("what it announces is not JSON", where=f"site {site}") from None
             if plain != WAITING:
                 announced[site] = Announcement.load(plain)
-    return enrolled(recipe, {name: announced[name] for name in names})
+    return {name: announced[name] for name in names}
 
 
 def join_sites(sites: Sites, federation: Enrolled, patience: Patience) -> None:
@@ -198,12 +210,16 @@ class SiteProcesses:
         }
         self._folder, self._sites = folder, PipeSites(commands)
         self._sites.start()
-        return enrol_sites(recipe, self._sites, self.data, CHILDREN)
+        return enrolled(recipe, announcements(self._sites, self.data, CHILDREN))
 
     def engine(self, recipe: Recipe, federation: Enrolled, state: Path, stack: ExitStack, *, agreed: str) -> Engine:
         """The engine over the children; see :meth:`SiteEngines.engine`."""
         name = state_name(self._folder, state)
         return stack.enter_context(engine_over(self._sites, recipe, federation, name, agreed, CHILDREN))
+
+    def departed(self) -> frozenset[int]:
+        """None: children do not leave; see :meth:`SiteEngines.departed`."""
+        return frozenset()
 
     def close(self) -> None:
         """End the children."""

@@ -34,7 +34,8 @@ class TaskResult:
     ``validators`` is how many clients validated in the rounds; None where there were no rounds. ``counts`` are the
     clients' rows, by part; ``training`` is what the trained columns have seen; ``common_test`` says that all clients
     are scored on the same rows; ``cards`` are the data cards of the rows; ``attack`` says who lied on purpose;
-    ``compute`` is what training took in floating-point operations; ``signed`` says that sites know one another's keys.
+    ``compute`` is what training took in floating-point operations; ``signed`` says that sites know one another's keys;
+    ``departed`` are clients whose sites have left the federation since the run began.
     """
 
     columns: dict[str, Column]
@@ -51,6 +52,7 @@ class TaskResult:
     attack: Mapping[str, Any] | None = None
     compute: Mapping[str, Any] | None = None
     signed: bool = False
+    departed: frozenset[int] = frozenset()
 
 
 def _labels(shard: Shard) -> np.ndarray:

@@ -57,7 +57,7 @@ def summarise(
     metric = metric_of(recipe)
     higher = metric.higher_is_better
     fixed = ("base", "alone", "federated", "pooled")
-    absent = absent_of(recipe, result.clients)
+    absent = absent_of(recipe, result.clients) | result.departed
     scores = {name: _present(column.value_N.tolist(), absent) for name, column in result.columns.items()}
     against = stronger_alone(scores, higher)
     gaining = None if against is None else _share_gaining(scores[against], scores["federated"], higher)

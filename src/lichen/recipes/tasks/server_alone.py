@@ -96,7 +96,8 @@ def run_server_alone(
             _learned(recipe, folder, observer, say, nodes, apart=sites is not None), cards=nodes[3], signed=nodes[4]
         )
         left_out = {} if sites is None else {name: f"left out: {why}" for name, why in sites.left_out.items()}
-        return replace(result, extra={**result.extra, **left_out})
+        departed = frozenset() if sites is None else sites.departed()
+        return replace(result, extra={**result.extra, **left_out}, departed=departed)
 
 
 def _learned(

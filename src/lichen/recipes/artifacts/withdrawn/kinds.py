@@ -115,6 +115,7 @@ KINDS: tuple[Kind, ...] = (
         r"state/(.+/)?accounts/(?P<number>\d+)\.jsonl", "the privacy that a client's rows have spent", "own", "numbers"
     ),
     _kind(r"state/run\.json", "the federation's run, and sites that were left out", "names", "name"),
+    _kind(r"state/announced\.json", "what sites said of their clients", "gone", "name", "numbers"),
     _kind(r"state/final\.safetensors", "the model's tensors", "same", "sum"),
     _kind(r"state/chat_template\.jinja", "the chat template", "same"),
     _kind(r"state/scratch/.+", "the model before the first round, and its tokenizer", "same", "sum"),
