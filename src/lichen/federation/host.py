@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -22,7 +23,8 @@ from lichen.core.machine import machine_fault
 from lichen.engines.remote.pieces import Pieces
 from lichen.engines.remote.worker import SiteWorker
 from lichen.federation.kits.known import KitPapers
-from lichen.federation.kits.settle import open_kit
+from lichen.federation.kits.settle import RUNS, open_kit
+from lichen.federation.leaving.marker import LEAVING, answer_leaving, marker_of, refuse_left
 from lichen.federation.policy.accepted import accept_recipe
 from lichen.federation.policy.guard import PolicyGuard
 from lichen.federation.policy.keys import POLICY, read_policy
@@ -36,7 +38,7 @@ from lichen.recipes.sites.site_node import ANNOUNCE, JOIN, WAITING, site_answers
 
 __all__ = ["SiteHost"]
 
-RUNS, CURRENT, RECIPE = "runs", "current.json", "recipe.yaml"
+CURRENT, RECIPE = "current.json", "recipe.yaml"
 
 _WAIT = 10.0
 """Seconds that the server waits for rows that are being read, before it is to ask again."""
@@ -69,7 +71,10 @@ class HostedRun:
         self.accepted = accept_recipe(read_policy(self._policy), text)
         private.make_folders(self.folder)
         write_atomic(self.folder / RECIPE, text.encode())
-        self.guard = PolicyGuard(self._policy, self.accepted, mine=self._mine, folder=self.folder, say=say)
+        refuse = partial(refuse_left, kit)
+        self.guard = PolicyGuard(
+            self._policy, self.accepted, mine=self._mine, folder=self.folder, say=say, refuse=refuse
+        )
         self._place: Future[SitePlace] = Future()
         self.worker = SiteWorker(
             talks_in(self.accepted.recipe, self.folder, lambda: self._place.result().loaded(), guard=self.guard),
@@ -163,7 +168,7 @@ class SiteHost:
         self.kit, self.data, self.secret, self.say = kit, data, secret, say
         self._lock, self._pieces = threading.Lock(), Pieces(self._answer)
         self._run: HostedRun | None = None
-        if (name := self._current()) is not None:
+        if marker_of(kit) is None and (name := self._current()) is not None:
             try:
                 text = (kit / RUNS / name / RECIPE).read_text(encoding="utf-8")
                 self._run = HostedRun(name, text, kit, data, secret, say)
@@ -192,20 +197,31 @@ class SiteHost:
         return self._pieces.answer(kind, body)
 
     def _answer(self, kind: str, body: bytes) -> bytes:
+        if kind == LEAVING:
+            return answer_leaving(self.kit, body, self.say)
+        if kind == STATUS:
+            return json.dumps(self.status()).encode()
+        self._refuse_left()
         if kind == PROPOSE:
             return self._propose(_values(body))
         if kind == OVER:
             return self._end(_values(body))
-        if kind == STATUS:
-            return json.dumps(self.status()).encode()
         run = self._run
         if run is None:
             raise LichenError("has said yes to no recipe", where="site", fix="submit one: lichen submit RECIPE")
         return run.worker.answer(kind, body)
 
+    def _refuse_left(self) -> None:
+        """Refuse everything once the site has withdrawn, and do no more than the client that is at work."""
+        if marker_of(self.kit) is not None:
+            self.close()
+        refuse_left(self.kit)
+
     def status(self) -> dict[str, Any]:
         """What the site is doing, as JSON can hold it."""
         run = self._run
+        if (marker := marker_of(self.kit)) is not None:
+            return {"doing": f"has withdrawn ({marker['time']})"}
         return {"doing": "waits for a recipe"} if run is None else run.status()
 
     def _propose(self, values: Mapping[str, Any]) -> bytes:
@@ -241,8 +257,9 @@ class SiteHost:
 
     def close(self) -> None:
         """Do no more than the client that is at work; a later start goes on."""
-        if self._run is not None:
-            self._run.close()
+        run = self._run
+        if run is not None:
+            run.close()
 
 
 def _values(body: bytes) -> Mapping[str, Any]:

@@ -15,10 +15,13 @@ from lichen.core import private
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 
-__all__ = ["BARRED", "ENDED", "open_kit", "settle"]
+__all__ = ["BARRED", "ENDED", "RUNS", "open_kit", "settle"]
 
 BARRED = "disabled_clients.json"
 """The server kit's file with those who are closed out, by NVFlare's name."""
+
+RUNS = "runs"
+"""The folder of a site's kit with what it holds of each run."""
 
 ENDED = {"barred": 41, "replaced": 42, "stopped": 43}
 """Exit codes of an NVFlare process: the server has sent it away, or its person has ended it."""

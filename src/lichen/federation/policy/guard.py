@@ -32,6 +32,7 @@ class PolicyGuard:
         mine: Numbers of the site's clients in the roster, once it has a place.
         folder: The run's at the site, where rounds are counted over a restart.
         say: Called with a line for each work of each round, and for what is refused.
+        refuse: Raises where the site takes part in nothing any more.
 
     Attributes:
         round: The version of the job that was let pass last; -1 before the first.
@@ -47,10 +48,11 @@ class PolicyGuard:
         mine: Callable[[], Collection[int]],
         folder: Path,
         say: Callable[[str], None],
+        refuse: Callable[[], None] = lambda: None,
     ) -> None:
         self.policy, self.accepted, self.mine, self.file = policy, accepted, mine, folder / TRAINED
         self.round, self.bytes_down, self.bytes_up = -1, 0, 0
-        self._say, self._about = say, ("", -1)
+        self._say, self._refuse, self._about = say, refuse, ("", -1)
         self._read: tuple[object, Policy] | None = None
         self._waiting, self._counted = set[int](), False  # clients of the order at work; what is not on the disk
         self._sent: dict[tuple[str, int], int] = {}
@@ -99,7 +101,8 @@ class PolicyGuard:
         self.bytes_up += len(frames)
 
     def _policy(self) -> Policy:
-        """The policy as it is now."""
+        """The policy as it is now; a site that has withdrawn has none."""
+        self._refuse()
         try:
             about = self.policy.stat()
         except OSError:
