@@ -22,7 +22,7 @@ FLOORS = (
     ("recipes", "research"),
     ("federation",),
     ("shell",),
-    ("cli_local", "cli_traces"),
+    ("cli_local", "cli_traces", "cli_withdraw"),
     (
         "cli_audit",
         "cli_cache",

@@ -109,7 +109,11 @@ WALK: dict[str, list[list[str]]] = {
     "export": [["export", "foreign"]],
     "verify": [["verify", EVIL]],
     "rebase": [["rebase", EVIL, "--model", EVIL], ["rebase", "foreign", "--model", EVIL]],
-    "forget": [["forget", EVIL, "--client", EVIL], ["forget", "foreign", "--client", EVIL]],
+    "forget": [
+        ["forget", EVIL, "--client", EVIL],
+        ["forget", "foreign", "--client", EVIL],
+        ["forget", EVIL, "--site", EVIL],
+    ],
     "pay": [["pay", EVIL, "--budget", "10"], ["pay", "foreign", "--budget", EVIL]],
     "fingerprint": [["fingerprint", EVIL]],
     "claim": [["claim", EVIL, "--secret", EVIL], ["claim", "foreign", "--secret", EVIL]],
@@ -126,6 +130,7 @@ WALK: dict[str, list[list[str]]] = {
     "submit": [["submit", "r.yaml", "--federation", EVIL], ["submit", EVIL, "--federation", EVIL]],
     "status": [["status", EVIL], ["status", EVIL, "--json"]],
     "stop": [["stop", EVIL]],
+    "withdraw": [["withdraw", EVIL], ["withdraw", EVIL, "--of", EVIL]],
 }
 
 

@@ -30,6 +30,7 @@ from lichen.cli_rebase import rebase_command
 from lichen.cli_run import node_command, plan_command, rank_command, run_command
 from lichen.cli_serve import join_command, serve_command, status_command, stop_command, submit_command
 from lichen.cli_verify import verify_command
+from lichen.cli_withdraw import withdraw_command
 from lichen.core.children import end_with_parent
 from lichen.core.errors import LichenError
 from lichen.shell import crash, forget_output, log, prepare_streams, writing
@@ -69,6 +70,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "submit": submit_command,
     "status": status_command,
     "stop": stop_command,
+    "withdraw": withdraw_command,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_command, name=_name)

@@ -28,6 +28,7 @@ def forget_command(
     /,
     *,
     client: str | None = None,
+    site: str | None = None,
     how: How | None = None,
     out: Path | None = None,
     list_: Annotated[bool, Parameter(name="--list")] = False,
@@ -54,9 +55,12 @@ def forget_command(
     Parameters
     ----------
     folder
-        The finished run; its data are opened again.
+        The finished run; its data are opened again. With --site the folder of a federation.
     client
         Who is to be forgotten: a name of the run's roster.json. Without it --purge ends a purge that was stopped.
+    site
+        A site of the federation in FOLDER that has withdrawn: it is asked for nothing more, and the runs that were made
+        with it are listed. Sites that call lichen withdraw are entered by themselves.
     how
         subtract: its statistics are taken off the sums of task oneshot; replay: the others train again from the last
         state that does not depend on it; eraser, negate, npo: approximations, which come near and do not say how near.
@@ -105,6 +109,14 @@ def forget_command(
 
         return forget(folder, str(client), how=how, out=out, against=against, say=log, **numbers)
 
+    if site is not None:
+        if client is not None or how is not None or out is not None or list_ or purge:
+            fix = "give --site alone; a client of a run is forgotten by --client"
+            raise LichenError("is for a federation, and nothing beside it", where="--site", fix=fix)
+        from lichen.cli_withdraw import forget_site
+
+        forget_site(folder, site, json=json)
+        return
     if list_ and purge:
         raise LichenError("look, or take out", where="--list and --purge", fix="leave out one of them")
     _refuse_idle(

@@ -86,6 +86,8 @@ def _serve_federation(folder: Path | None, page: int | None, json: bool) -> None
     from contextlib import ExitStack
 
     from lichen.federation.kits.members import SERVER, find_federation, read_federation
+    from lichen.federation.leaving.asking import Looks, RegisteredSites
+    from lichen.federation.leaving.register import Register
     from lichen.federation.network import NetworkSites
 
     federation = read_federation(find_federation(folder))
@@ -96,6 +98,7 @@ def _serve_federation(folder: Path | None, page: int | None, json: bool) -> None
             shown = _page(federation.folder, federation.name, page, sites)
             stack.callback(shown.close)
             log(f"how the sites stand: http://127.0.0.1:{shown.port}/ (and /status.json, /metrics)")
+        looks = Looks(RegisteredSites(sites, Register(federation.folder), say=log))
         there: dict[str, str] = {}
         while not sites.parent.ended.wait(_LOOK):
             now = {site: seen.instance for site, seen in sites.seen().items()}
@@ -103,6 +106,7 @@ def _serve_federation(folder: Path | None, page: int | None, json: bool) -> None
                 if now.get(site) != there.get(site):
                     _event(site, "is there" if site in now else "has gone", json)
             there = now
+            looks.look(now)
         if sites.parent.fault is not None:
             raise sites.parent.fault
     log("the server was stopped")

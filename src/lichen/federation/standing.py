@@ -15,6 +15,8 @@ from lichen.engines.sites import SiteError, Sites
 from lichen.federation.door import call, door_of
 from lichen.federation.kits.members import ABOUT, SERVER, admitted
 from lichen.federation.kits.settle import open_kit
+from lichen.federation.leaving.marker import marker_of, others_of
+from lichen.federation.leaving.register import Register
 
 __all__ = ["STATUS", "call_off", "site_standing", "standing"]
 
@@ -36,15 +38,24 @@ def standing(folder: Path, sites: Sites) -> list[dict[str, Any]]:
 
     Returns:
         ``site``, ``there``, and of one that is there ``since`` and ``last`` in seconds of the epoch, ``doing``, and of
-        one in a run ``recipe``, ``clients``, ``rows``, ``round``, ``rounds``, ``bytes_up`` and ``bytes_down``.
+        one in a run ``recipe``, ``clients``, ``rows``, ``round``, ``rounds``, ``bytes_up`` and ``bytes_down``. Of one
+        that has withdrawn ``withdrawn``, the time, ``runs``, folders of those that were made with it, and ``copies``,
+        the sites that have yet to delete what came of these.
     """
     seen, names = sites.seen(), admitted(folder)
+    register = Register(folder)
+    gone = register.withdrawn()
 
     def row(name: str) -> dict[str, Any]:
+        if name in gone:
+            copies, runs = register.with_copies(name), [str(one["folder"]) for one in register.runs_of(name)]
+            doing = f"withdrawn ({gone[name]})" + (f"; copies at {', '.join(copies)}" if copies else "")
+            more = {"withdrawn": gone[name], "runs": runs, "copies": list(copies)}
+            return {"site": name, "there": False, "doing": doing, **more}
         if name not in seen:
             return {"site": name, "there": False, "doing": "is not connected"}
         one = seen[name]
-        about = {"site": name, "there": True, "since": one.since, "last": one.last}
+        about: dict[str, Any] = {"site": name, "there": True, "since": one.since, "last": one.last}
         try:
             return {**about, **_plain(json.loads(ask_long(sites, name, STATUS, b"", _WITHIN)))}
         except SiteError as error:
@@ -68,14 +79,28 @@ def _plain(answer: object) -> dict[str, Any]:
 def site_standing(kit: Path) -> dict[str, Any]:
     """What a site that runs on this machine is doing.
 
+    Returns:
+        As :func:`standing`; and ``copies``, by site that has withdrawn the runs of which something still lies here.
+
     Raises:
         LichenError: if it does not run.
     """
+    if (marker := marker_of(kit)) is not None:
+        known = (
+            f"the coordinator knows since {marker['entered']}" if marker["entered"] else "the coordinator does not know"
+        )
+        doing = f"has withdrawn ({marker['time']}); {known}"
+        return {"site": open_kit(kit).name, "there": False, "withdrawn": marker["time"], "doing": doing}
     try:
         head, _ = call(door_of(kit), {"op": "status"}, within=_WITHIN)
     except OSError:
         raise LichenError("does not run", where=str(kit), fix=f"start it: lichen join {kit} --data FILE") from None
-    return {"site": open_kit(kit).name, "there": head.pop("joined", False), "last": time.time(), **_plain(head)}
+    about = {"site": open_kit(kit).name, "there": head.pop("joined", False), "last": time.time(), **_plain(head)}
+    copies = {site: one["runs"] for site, one in others_of(kit).items() if not one["deleted"]}
+    if copies:
+        about["copies"] = copies
+        about["doing"] += f"; to delete: what came of runs with {', '.join(sorted(copies))}, who has withdrawn"
+    return about
 
 
 def call_off(place: Path) -> str:
