@@ -99,6 +99,10 @@ def test_a_site_with_another_kit_or_policy(place: Path, capsys: pytest.CaptureFi
     [
         (["serve", "kit"], "kit: is a site's kit\n  fix: start it with: lichen join kit --data FILE"),
         (["serve", "nowhere"], "nowhere: holds no federation"),
+        (["withdraw", "nowhere"], "nowhere: holds no kit"),
+        (["withdraw", "nowhere", "--of", "b"], "nowhere: holds no kit"),
+        (["withdraw", "kit", "--wait", "-1"], "--wait: is less than 0"),
+        (["forget", "nowhere", "--site", "b"], "nowhere: holds no federation"),
         (["submit", "chat-lora"], "trial: nobody serves this federation here\n  fix: start it in another terminal"),
         (
             ["submit", "chat-lora", "--sites", "a,z"],

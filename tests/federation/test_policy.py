@@ -311,7 +311,14 @@ def texts_of(section: type[BaseModel], path: str = "") -> Iterator[str]:
 
 
 HARMLESS = {
-    *("name", "question", "model.device", "model.adapter.feedforward_modules", "model.adapter.start"),
+    *(
+        "name",
+        "question",
+        "federation.absent",
+        "model.device",
+        "model.adapter.feedforward_modules",
+        "model.adapter.start",
+    ),
     *("model.adapter.exclude", "model.adapter.modules_to_save", "data.columns", "data.classes", "data.system"),
     *("wire.up", "wire.down", "teacher.endpoint.model", "teacher.template", "teacher.label_words"),
     *("synthetic.endpoint.model", "synthetic.about", "synthetic.item_name", "synthetic.labels"),

@@ -38,13 +38,10 @@ class Register:
 
     Args:
         folder: The federation.
-
-    Raises:
-        LichenError: if it is none.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.federation = folder, read_federation(folder).name
+        self.folder = folder
         self._server = folder / SERVER
 
     def withdrawn(self) -> dict[str, str]:
@@ -62,8 +59,8 @@ class Register:
 
     def require(self, plain: object, *, site: str, nonce: str) -> Notice:
         """What a site has sent, if it is its notice; see :func:`lichen.federation.leaving.notice.require_notice`."""
-        authority = authority_of(self._server)
-        return require_notice(plain, federation=self.federation, site=site, nonce=nonce, authority=authority)
+        name, authority = read_federation(self.folder).name, authority_of(self._server)
+        return require_notice(plain, federation=name, site=site, nonce=nonce, authority=authority)
 
     def add(self, site: str, notice: Notice | None) -> str:
         """Enter that a site has withdrawn, once and for all; a second entry changes nothing.
