@@ -176,3 +176,21 @@ def test_a_site_that_left_refuses_everything_after_a_start_too(members: Members,
         members.restart(LEAVER)
     with pytest.raises(LichenError, match="this site has withdrawn"):
         check_before(members.kit(LEAVER), members.files[LEAVER], say=print)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["three clients a site", "one client a site"])
+def test_under_masks_too_and_where_too_few_are_left_to_hide_one_another_it_ends_in_a_sentence(
+    named: bool, federation: Path, tmp_path: Path
+) -> None:
+    members = Members(federation, tmp_path, named=named)
+    recipe = {**members.recipe(rounds=2), "privacy": {"secure": True}}
+    try:
+        if named:
+            members.submit(recipe, observers=[lambda event: members.leave(LEAVER)])
+        else:
+            with pytest.raises(LichenError, match="nobody gave a score: "):
+                members.submit(recipe, observers=[lambda event: members.leave(LEAVER)])
+    finally:
+        members.close()
+    _, later = refused_in(tmp_path / "run")
+    assert later == ({"withdrawn": 6} if named else {"turn": 4, "withdrawn": 2})

@@ -30,11 +30,11 @@ NAMES = ("north", "east", "south")
 class Members:
     """Three sites in this process; :class:`lichen.engines.sites.Sites`."""
 
-    def __init__(self, federation: Path, home: Path) -> None:
-        self.home, self.folder = home, home / "trial"
+    def __init__(self, federation: Path, home: Path, *, named: bool = False) -> None:
+        self.home, self.folder, self.named = home, home / "trial", named
         shutil.copytree(federation, self.folder, ignore=shutil.ignore_patterns("runs", "run", "withdrawn"))
-        self.files = dict(zip(NAMES, save_sites(home / "sites", "pair"), strict=True))
-        sites_recipe(home, "pair")
+        self.files = dict(zip(NAMES, save_sites(home / "sites", "pair", named=named), strict=True))
+        sites_recipe(home, "pair", named=named)
         self.lines: dict[str, list[str]] = {name: [] for name in (*NAMES, "coordinator")}
         self.hosts: dict[str, SiteHost] = {}
         self.questions: list[tuple[str, str]] = []
@@ -88,7 +88,9 @@ class Members:
     def recipe(self, **federation: Any) -> dict[str, Any]:
         """Three rounds that each need two clients, over rows that only the sites know where to find."""
         fed = {"schedule": {"least": 2}, **federation}
-        whole = sites_recipe(self.home, "pair", federation=fed, engine={"packing": False, "clients_per_block": 1})
+        whole = sites_recipe(
+            self.home, "pair", named=self.named, federation=fed, engine={"packing": False, "clients_per_block": 1}
+        )
         whole["data"]["name"] = "/nowhere"
         return whole
 

@@ -72,6 +72,9 @@ def score_summed(engine: Engine, job: Job, admission: Admission = OPEN) -> Tree:
     scored = collect(engine, [job], admission=admission)
     if not len(scored.client_N):
         require_everyone(scored.attendance, job, "score")
+        why = scored.attendance.named[0].what if scored.attendance.named else "nobody was there"
+        fix = "go on with --resume when more are there; what was learned is in the run's folder"
+        raise LichenError(f"nobody gave a score: {why}", where=f"work {job.work}", fix=fix)
     return {name: x_A.sum(0, keepdim=True) for name, x_A in scored.metrics.items()}
 
 
