@@ -109,14 +109,6 @@ def forget_command(
 
         return forget(folder, str(client), how=how, out=out, against=against, say=log, **numbers)
 
-    if site is not None:
-        if client is not None or how is not None or out is not None or list_ or purge:
-            fix = "give --site alone; a client of a run is forgotten by --client"
-            raise LichenError("is for a federation, and nothing beside it", where="--site", fix=fix)
-        from lichen.cli_withdraw import forget_site
-
-        forget_site(folder, site, json=json)
-        return
     if list_ and purge:
         raise LichenError("look, or take out", where="--list and --purge", fix="leave out one of them")
     _refuse_idle(
@@ -134,6 +126,14 @@ def forget_command(
             },
         }
     )
+    if site is not None:
+        if client is not None or how is not None or out is not None or list_ or purge:
+            fix = "give --site alone; a client of a run is forgotten by --client"
+            raise LichenError("is for a federation, and nothing beside it", where="--site", fix=fix)
+        from lichen.cli_withdraw import forget_site
+
+        forget_site(folder, site, json=json)
+        return
     if list_ or purge:
         from lichen.cli_traces import list_traces, purge_run, signer_from
     if purge:

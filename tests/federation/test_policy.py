@@ -324,7 +324,6 @@ HARMLESS = {
     *("synthetic.endpoint.model", "synthetic.about", "synthetic.item_name", "synthetic.labels"),
     *("synthetic.attributes", "synthetic.style", "attack.target", "attack.trigger", "attack.answer"),
     *("data.require.licences", "data.require.purposes", "stream.by", "stream.period", "stream.rebase.period"),
-    "federation.absent",
 }
 """Keys whose text is no file, model or address."""
 
