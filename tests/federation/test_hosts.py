@@ -413,6 +413,16 @@ def test_stop_ends_all_and_leaves_no_process(net: Trial) -> None:
 ELSEWHERE = {
     "lichen federation bar hospital-a": "test_network.py",
     "lichen submit --resume RUN": "test_host.py",
+    "lichen status trial --json": "test_leaving_site.py",
+    **dict.fromkeys(
+        (
+            "lichen withdraw trial-hospital-a/kit",
+            "lichen withdraw trial-hospital-b/kit --of hospital-a",
+            "lichen forget trial --site hospital-a",
+            "lichen forget trial --site NAME",
+        ),
+        "test_leaving_site.py",
+    ),
     **dict.fromkeys(("lichen serve", "lichen submit", "lichen join", "lichen run"), "names of commands"),
 }
 """Commands of the page that are typed in other tests."""

@@ -154,7 +154,7 @@ def test_try_answers_and_times(home: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["serve", "none"], "is not there"),
+        (["serve", "none"], "holds no federation, and no model"),
         (["serve", "folder", "--page", "1"], "--page: is for a federation"),
         (["serve", "folder", "--host", "0.0.0.0"], "everybody on the network"),
         (["serve", "folder", "--port", "70000"], "is no port"),
