@@ -82,7 +82,7 @@ def show_forgotten(name: str) -> None:
     lost = {method: [of_best(cell) for cell in seeds.values()] for method, seeds in cells.items()}
     rows = []
     for method, seeds in cells.items():
-        share = [one / other for one, other in zip(lost[method], lost["continue"], strict=False)]
+        share = [one / other for one, other in zip(lost[method], lost["continue"], strict=False) if other]
         runs = list(seeds.values())
         last = [statistics.fmean(run["matrix"][-1]) for run in runs]
         general = [spread([run[when] for run in runs], ".1f") for when in ("before", "after")]
