@@ -33,7 +33,8 @@ import lichen
 from lichen.data.sources.records import load_records
 from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.claim import claim
-from lichen.recipes.artifacts.use import export, open_models
+from lichen.recipes.artifacts.use.export import export
+from lichen.recipes.artifacts.use.finished import open_models
 from lichen.recipes.rows.prepare import encode
 
 RESULT = Path(__file__).parent / "results" / "fingerprints.json"

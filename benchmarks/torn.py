@@ -38,7 +38,7 @@ import lichen
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.recipes import run as running
-from lichen.recipes.artifacts import use
+from lichen.recipes.artifacts.use.finished import load_finished
 from lichen.recipes.schema import read as reading
 from lichen.recipes.schema.read import read_recipe, recipe_of
 from lichen.recipes.schema.recipe import Recipe
@@ -155,12 +155,12 @@ class Bench:
 
         def look() -> None:
             result = lichen.report(folder).runs[0]
-            _, tree = use.load_finished(folder)
+            _, tree = load_finished(folder)
             found.append((result.summary, result.clients(), trees.digest(tree)))
 
         if not self.__dict__.get("seen"):
             result = lichen.report(self.whole).runs[0]
-            self.seen = (result.summary, result.clients(), trees.digest(use.load_finished(self.whole)[1]))
+            self.seen = (result.summary, result.clients(), trees.digest(load_finished(self.whole)[1]))
         return outcome(look, lambda: found[0] == self.seen)
 
     def mutated(self, seed: int) -> tuple[str, str]:

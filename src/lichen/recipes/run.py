@@ -42,7 +42,8 @@ from lichen.recipes.artifacts.model_card import write_adapter_card
 from lichen.recipes.artifacts.more_rounds import give_more_rounds
 from lichen.recipes.artifacts.moved_inputs import move
 from lichen.recipes.artifacts.record import end_record, seal_run
-from lichen.recipes.artifacts.use import Talker, export, talk
+from lichen.recipes.artifacts.use.export import export
+from lichen.recipes.artifacts.use.talk import Talker, talk
 from lichen.recipes.artifacts.verify import PAYOUT
 from lichen.recipes.artifacts.withdrawn.deletions import refuse_withdrawn
 from lichen.recipes.assemble.bases.in_force import with_base_in_force

@@ -94,7 +94,7 @@ class Procedure:
         run: ``(recipe, folder, watch, say) -> TaskResult``, see :func:`lichen.recipes.tasks.adapt.run_adapt`.
         plan: ``(recipe, folder, gauge, say, seconds) -> Estimate``, see
             :func:`lichen.recipes.plan.adapt.estimate_adapt`.
-        talk: ``(recipe, tensors, folder, sampling) -> Talker``, see :mod:`lichen.recipes.artifacts.use`.
+        talk: ``(recipe, tensors, folder, sampling) -> Talker``, see :mod:`lichen.recipes.artifacts.use.talk`.
         rounds: Clients train in rounds, from a model that can be opened; else they answer once.
         needs: What the rest of the recipe must allow.
         reads: Keys and sections of a recipe that say something to it; None: all that there are.
@@ -117,14 +117,14 @@ class Procedure:
 ROUNDS = Procedure(
     run="lichen.recipes.tasks.adapt:run_adapt",
     plan="lichen.recipes.plan.adapt:estimate_adapt",
-    talk="lichen.recipes.artifacts.use:talk_rounds",
+    talk="lichen.recipes.artifacts.use.talk:talk_rounds",
 )
 """Clients train in rounds; what they learn is held against the bare model, training alone and pooled rows."""
 
 STATISTICS = Procedure(
     run="lichen.recipes.tasks.oneshot:run_oneshot",
     plan="lichen.recipes.plan.features:estimate_oneshot",
-    talk="lichen.recipes.artifacts.use:talk_oneshot",
+    talk="lichen.recipes.artifacts.use.talk:talk_oneshot",
     rounds=False,
     reads=(
         *("name", "question", "task", "seed", "data", "ridge", "privacy", "personal"),

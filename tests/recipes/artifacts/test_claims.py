@@ -14,7 +14,7 @@ from lichen.audit.fingerprint import ANSWERS, PAIRS
 from lichen.cli import main
 from lichen.core.errors import LichenError
 from lichen.recipes.artifacts.claim import claim
-from lichen.recipes.artifacts.use import export
+from lichen.recipes.artifacts.use.export import export
 from lichen.recipes.artifacts.verify import verify
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import client_tasks

@@ -18,7 +18,7 @@ from lichen.audit.fingerprint import ANSWERS, Fingerprint
 from lichen.cli import main
 from lichen.core.seeds import numpy_generator
 from lichen.recipes.artifacts import claim as claims
-from lichen.recipes.artifacts.use import export
+from lichen.recipes.artifacts.use.export import export
 from support.tiny_llama import recipe, save_model, save_rows
 
 KEY = bytes(range(32))

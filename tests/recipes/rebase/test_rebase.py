@@ -16,7 +16,7 @@ from lichen import cli
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.store import load_tree
-from lichen.recipes.artifacts.use import open_models
+from lichen.recipes.artifacts.use.finished import open_models
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.rebase.gate import Answer, judge

@@ -19,7 +19,7 @@ from lichen.models.loading.load import load_causal
 from lichen.models.loading.model_folder import plainly
 from lichen.models.loading.tokenizer_folder import read_tokenizer
 from lichen.recipes.artifacts.sampling import ask_ids
-from lichen.recipes.artifacts.use import open_models
+from lichen.recipes.artifacts.use.finished import open_models
 from lichen.recipes.assemble.sides.fingerprints import read_fingerprint, registered
 from lichen.recipes.stages.folder import last_stage
 

@@ -107,7 +107,7 @@ def _gguf_file(path: Path) -> Path:
 
 def _open_run(path: Path, name: str) -> TransformersModel:
     """A finished run's model, asked in the form that it was trained in."""
-    from lichen.recipes.artifacts.use import open_models
+    from lichen.recipes.artifacts.use.finished import open_models
     from lichen.recipes.stages.folder import last_stage
     from lichen.serving.transformers_model import TransformersModel
 

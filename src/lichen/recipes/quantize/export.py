@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from lichen.recipes.artifacts.use import export as export_whole
+from lichen.recipes.artifacts.use.export import export as export_whole
 from lichen.recipes.quantize.requested import AnyBits, requested
 from lichen.recipes.quantize.run import export_quantized
 from lichen.recipes.quantize.student import export_student

@@ -14,7 +14,7 @@ from lichen.core.wire.shared import Shared
 from lichen.data.batches.text import start_id
 from lichen.models.adapters.quantized import refuse_quantized
 from lichen.recipes.artifacts.own_model import own_model
-from lichen.recipes.artifacts.use import load_finished, load_foundation, merge_learned
+from lichen.recipes.artifacts.use.finished import load_finished, load_foundation, merge_learned
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = ["merged_run", "with_trained_template"]

@@ -19,7 +19,7 @@ from lichen.models.gguf.write import header_of
 from lichen.present.clients import read_clients
 from lichen.recipes.artifacts.inputs import inputs_of, require_same
 from lichen.recipes.artifacts.model_card import write_card
-from lichen.recipes.artifacts.use import require_empty
+from lichen.recipes.artifacts.use.export import require_empty
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.quantize.formats import Format, gguf_formats, int8_format
 from lichen.recipes.quantize.gate import Scores, judge, score_model

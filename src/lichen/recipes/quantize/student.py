@@ -30,7 +30,8 @@ from lichen.present.units import score_text
 from lichen.recipes.artifacts.inputs import inputs_of, require_same
 from lichen.recipes.artifacts.model_card import write_card
 from lichen.recipes.artifacts.own_model import own_model
-from lichen.recipes.artifacts.use import load_finished, require_empty
+from lichen.recipes.artifacts.use.export import require_empty
+from lichen.recipes.artifacts.use.finished import load_finished
 from lichen.recipes.assemble.experiment import metric_of, values_N
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.quantize.placing import draft_for, place_draft

@@ -30,7 +30,7 @@ from lichen.core.store import load_tree
 from lichen.core.wire.shared import Shared
 from lichen.recipes.artifacts.distil.answers import ANSWERS, questions, write_answers
 from lichen.recipes.artifacts.inputs import inputs_of, require_same
-from lichen.recipes.artifacts.use import open_models
+from lichen.recipes.artifacts.use.finished import open_models
 from lichen.recipes.artifacts.withdrawn.deletions import refuse_withdrawn
 from lichen.recipes.assemble.bases.fit import require_fit
 from lichen.recipes.assemble.class_names import class_names

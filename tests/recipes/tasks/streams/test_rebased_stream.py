@@ -16,7 +16,7 @@ from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.store import load_tree
 from lichen.core.wire.shared import Shared
-from lichen.recipes.artifacts.use import open_models
+from lichen.recipes.artifacts.use.finished import open_models
 from lichen.recipes.assemble.bases.in_force import on_base
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.run_folder import RunFolder

@@ -20,7 +20,7 @@ from lichen.data.sources.catalog import resolve_model
 from lichen.models.peft.merge import attach
 from lichen.recipes.artifacts.distil.answers import ANSWERS, questions, write_answers
 from lichen.recipes.artifacts.distil.learned import learning
-from lichen.recipes.artifacts.use import open_models
+from lichen.recipes.artifacts.use.finished import open_models
 from lichen.recipes.assemble.bases.in_force import on_base
 from lichen.recipes.assemble.chat_template import put_template
 from lichen.recipes.assemble.model import foundation_of, spec_of
