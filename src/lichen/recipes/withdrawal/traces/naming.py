@@ -13,8 +13,10 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, final
 
@@ -32,6 +34,9 @@ _LONGEST = 1 << 28
 
 _TEXT = 12
 """Letters of a text of a row that is worth a search."""
+
+_ENCRYPTED = 1
+"""Flag of a file in an archive whose bytes are encrypted."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -80,13 +85,7 @@ class Name:
         return pattern.sub(one, text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
 
     def _pattern(self) -> re.Pattern[bytes]:
-        """Longer names that hold this one are found before it, so that it is not found in them."""
-        mine = _forms(self.name)
-        longer = {form for other in self.others for form in _forms(other) if any(one in form for one in mine)} - mine
-        words = b"|".join(re.escape(form) for form in sorted(longer, key=len, reverse=True)) or rb"(?!)"
-        name = b"|".join(re.escape(form) for form in sorted(mine, key=len, reverse=True))
-        edge = rb"[\w\x80-\xff]"
-        return re.compile(rb"(?P<other>%s)|(?<!%s)(?P<name>%s)(?!%s)" % (words, edge, name, edge))
+        return _pattern(self.name, self.others)
 
     def scrubbed(self, value: Any, instead: str) -> Any:
         """JSON without what stands under the name, and with another name elsewhere.
@@ -110,6 +109,17 @@ class Name:
         return isinstance(value, dict) and value.get("client") == self.name
 
 
+@lru_cache(maxsize=1)
+def _pattern(name: str, others: tuple[str, ...]) -> re.Pattern[bytes]:
+    """The forms of a name, after longer names that hold it, so that it is not found in them."""
+    mine = _forms(name)
+    longer = {form for other in others for form in _forms(other) if any(one in form for one in mine)} - mine
+    words = b"|".join(re.escape(form) for form in sorted(longer, key=len, reverse=True)) or rb"(?!)"
+    own = b"|".join(re.escape(form) for form in sorted(mine, key=len, reverse=True))
+    edge = rb"[\w\x80-\xff]"
+    return re.compile(rb"(?P<other>%s)|(?<!%s)(?P<name>%s)(?!%s)" % (words, edge, own, edge))
+
+
 def _forms(name: str) -> set[bytes]:
     """How a name is written: as it is, with JSON's escapes, on a screen, and as a folder."""
     texts = {name, json.dumps(name)[1:-1], json.dumps(name, ensure_ascii=False)[1:-1], visible(name), folder_name(name)}
@@ -127,35 +137,56 @@ def contents(path: Path) -> Iterator[bytes]:
     except OSError as error:
         raise LichenError(f"cannot be read: {error.strerror}", where=str(path)) from None
     yield data
-    try:
-        if data.startswith(b"\x1f\x8b"):
-            with gzip.open(io.BytesIO(data)) as file:
-                yield file.read(_LONGEST)
-        elif data.startswith(b"PK\x03\x04"):
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                for about in archive.infolist():
-                    yield about.filename.encode()
-                    with archive.open(about) as file:
-                        yield file.read(_LONGEST)
-        elif data.startswith(_PNG):
-            yield from _picture_texts(data)
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, RuntimeError):
-        return  # no archive after all, or a damaged one: its bytes were searched
+    for magic, unpacked in _FORMATS:
+        if data.startswith(magic):
+            yield from unpacked(data)
+
+
+def _gzip_bytes(data: bytes) -> Iterator[bytes]:
+    """What a file of gzip unpacks to; nothing of a damaged one, of which its own bytes are searched alone."""
+    with suppress(gzip.BadGzipFile, EOFError, zlib.error), gzip.open(io.BytesIO(data)) as file:
+        yield file.read(_LONGEST)
+
+
+def _zip_bytes(data: bytes) -> Iterator[bytes]:
+    """Names and bytes of an archive's files; of a damaged one those before the damage.
+
+    A file that cannot be read without its owner's password, or that is packed in another way than by deflate, is known
+    by its name alone.
+    """
+    odd = ValueError  # a place before its beginning, or a name that is not in UTF-8 though it says so
+    later = NotImplementedError  # it asks for a part of the format that zipfile does not know
+    with suppress(zipfile.BadZipFile, EOFError, zlib.error, odd, later), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for about in archive.infolist():
+            yield about.filename.encode("utf-8", "surrogateescape")
+            if not about.flag_bits & _ENCRYPTED and about.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                with archive.open(about) as file:
+                    yield file.read(_LONGEST)
 
 
 def _picture_texts(data: bytes) -> Iterator[bytes]:
+    """Compressed texts of a picture in PNG; of a damaged one those before the damage."""
     at = len(_PNG)
-    while at + 8 <= len(data):
-        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        body = data[at + 8 : at + 8 + size]
-        if kind == b"zTXt" and b"\0" in body:
-            yield zlib.decompressobj().decompress(body[body.index(b"\0") + 2 :], _LONGEST)
-        elif kind == b"iTXt" and body.count(b"\0") >= 4:
-            head = body.index(b"\0")
-            rest = body[head + 3 :].split(b"\0", 2)
-            if len(rest) == 3 and body[head + 1 : head + 2] == b"\1":
-                yield zlib.decompressobj().decompress(rest[2], _LONGEST)
-        at += size + 12
+    with suppress(zlib.error):
+        while at + 8 <= len(data):
+            size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+            body = data[at + 8 : at + 8 + size]
+            if kind == b"zTXt" and b"\0" in body:
+                yield zlib.decompressobj().decompress(body[body.index(b"\0") + 2 :], _LONGEST)
+            elif kind == b"iTXt" and body.count(b"\0") >= 4:
+                head = body.index(b"\0")
+                rest = body[head + 3 :].split(b"\0", 2)
+                if len(rest) == 3 and body[head + 1 : head + 2] == b"\1":
+                    yield zlib.decompressobj().decompress(rest[2], _LONGEST)
+            at += size + 12
+
+
+_FORMATS: tuple[tuple[bytes, Callable[[bytes], Iterator[bytes]]], ...] = (
+    (b"\x1f\x8b", _gzip_bytes),
+    (b"PK\x03\x04", _zip_bytes),
+    (_PNG, _picture_texts),
+)
+"""How a file of a format that packs its texts begins, and what unpacks them."""
 
 
 def texts_in(file: Path) -> tuple[str, ...]:
