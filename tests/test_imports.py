@@ -34,7 +34,6 @@ FLOORS = (
         "cli_init",
         "cli_look",
         "cli_rebase",
-        "cli_forget",
         "cli_run",
     ),
     ("cli_owners", "cli_serve", "cli_verify"),

@@ -9,14 +9,13 @@ the journal's lines of their rounds.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from lichen.core import private
 from lichen.core.errors import LichenError
-from lichen.core.files.durable import write_atomic
-from lichen.core.files.journal import NAME, RoundEntry
+from lichen.core.files.durable import link_file
+from lichen.core.files.journal import NAME, RoundEntry, client_folder
 from lichen.core.files.manifest import file_digest
 
 __all__ = [
@@ -47,8 +46,8 @@ def retain_checkpoint(server: Path, round_: int) -> None:
         for newest in _newest(server.parent / store):
             target = folder / str(round_) / newest.relative_to(server.parent)
             private.make_folders(target.parent)
-            _link(newest, target)
-    _link(server, folder / f"{round_}{_END}")  # last of all: with it, the checkpoint is whole
+            link_file(newest, target)
+    link_file(server, folder / f"{round_}{_END}")  # last of all: with it, the checkpoint is whole
 
 
 def checkpoint_rounds(column: Path) -> list[int]:
@@ -89,8 +88,8 @@ def whole_checkpoint(column: Path, entries: list[RoundEntry], round_: int) -> Pa
         newest[store, client] = max(version, newest.get((store, client), -1))
     needed = {path: known.get(round_)}
     for (store, client), version in newest.items():
-        place = f"{round_}/{store}/{client // 1000}/{client % 1000}/{version}{_END}"
-        needed[column / CHECKPOINTS / place] = staged[store, client, version]
+        place = client_folder(column / CHECKPOINTS / str(round_) / store, client)
+        needed[Path(place, f"{version}{_END}")] = staged[store, client, version]
     for file, digest in needed.items():
         if digest is None or file_digest(file) != digest:
             fix = "delete this checkpoint, so that an earlier one is used"
@@ -105,12 +104,11 @@ def entries_of(state: Path) -> dict[str, list[RoundEntry]]:
         state: The run's folder ``state``, whose journal was read whole before.
     """
     found: dict[str, dict[int, RoundEntry]] = {}
-    names = ("column", "round", "state", "private", "best", "flying", "traced", "record")
     try:
         for line in (state / NAME).read_bytes().splitlines():
             about = json.loads(line.partition(b" ")[2])
             if "state" in about:
-                entry = RoundEntry(**{name: about[name] for name in names})
+                entry = RoundEntry.of(about)
                 found.setdefault(entry.column, {})[entry.round] = entry
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LichenError(f"is missing or damaged: {error}", where=str(state / NAME)) from None
@@ -123,14 +121,3 @@ def _newest(store: Path) -> Iterator[Path]:
         versions = [int(file.stem) for file in folder.glob(f"*{_END}") if file.stem.isdecimal()]
         if versions:
             yield folder / f"{max(versions)}{_END}"
-
-
-def _link(source: Path, target: Path) -> None:
-    """Let a file lie in a second place, too; a copy on a file system without links."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    part.unlink(missing_ok=True)
-    try:
-        os.link(source, part)
-        os.replace(part, target)
-    except OSError:
-        write_atomic(target, source.read_bytes())

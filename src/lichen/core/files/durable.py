@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lichen.core import private
 
-__all__ = ["PART", "place_file", "rename_folder", "sweep", "whole_folder", "write_all", "write_atomic"]
+__all__ = ["PART", "link_file", "place_file", "rename_folder", "sweep", "whole_folder", "write_all", "write_atomic"]
 
 PART = ".part"
 """How the name of what is not whole ends."""
@@ -163,6 +163,22 @@ def place_file(draft: Path, target: Path, *, shared: bool = False) -> None:
     os.replace(part, target)
     for folder in (str(target.parent), *changed):
         _sync(folder)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Let a private file lie in a second place, too, in place of what lies there; a copy where there are no links.
+
+    Args:
+        source: The file, which is never changed, and only replaced.
+        target: The other place, in a folder that is there.
+    """
+    part = target.with_name(_part(target.name))
+    part.unlink(missing_ok=True)
+    try:
+        os.link(source, part)
+        os.replace(part, target)
+    except OSError:  # a file system without links
+        write_atomic(target, source.read_bytes())
 
 
 def sweep(folders: Iterable[Path]) -> int:

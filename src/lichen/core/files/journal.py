@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, final
 
 from lichen.core.errors import LichenError
-from lichen.core.files.durable import write_atomic
+from lichen.core.files.durable import link_file, write_atomic
 from lichen.core.files.manifest import file_digest
 
 __all__ = ["Journal", "RoundEntry", "client_folder", "keep_previous"]
@@ -66,6 +66,12 @@ class RoundEntry:
     flying: bool = False
     traced: str = ""
     record: str = ""
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> RoundEntry:
+        """What a line of the journal says; KeyError if it is none of a round."""
+        names = ("column", "round", "state", "private", "best", "flying", "traced")
+        return cls(**{name: line[name] for name in names}, record=line.get("record", ""))
 
 
 @final
@@ -187,8 +193,7 @@ class Journal:
         if "back" in record:
             self.columns[record["back"]].back(record["rounds"])
         if "state" in record:
-            names = ("column", "round", "state", "private", "best", "flying", "traced")
-            entry = RoundEntry(**{name: record[name] for name in names}, record=record.get("record", ""))
+            entry = RoundEntry.of(record)
             self.columns.setdefault(entry.column, _Column()).add(entry)
             if entry.traced:
                 self.traced.setdefault((entry.column, entry.round), entry.traced)
@@ -346,10 +351,4 @@ def keep_previous(path: Path) -> None:
     """Let a state that is going to be replaced stay beside the new one."""
     if not path.exists():
         return
-    link = path.with_name(f".{PREVIOUS}.{os.getpid()}.part")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-        os.replace(link, path.with_name(PREVIOUS))
-    except OSError:  # a file system without links
-        write_atomic(path.with_name(PREVIOUS), path.read_bytes())
+    link_file(path, path.with_name(PREVIOUS))
