@@ -201,7 +201,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(home: Path, tmp_path: Path
         (tmp_path / "moods", {}, "only language models are written so"),
         (tmp_path, {}, "not finished|no such|is no|no summary|has no"),
         (home / "run", {"gate": -1}, "--gate: -1 is no share"),
-        (home / "run", {"bits": "q2_k"}, "--bits: there is no format 'q2_k'"),
+        (home / "run", {"bits": "q2_k"}, "--bits: a GGUF file has no format 'q2_k'"),
         (home / "run", {"out": tmp_path / "m.bin"}, "does not end in .gguf"),
         (home / "run", {"out": tmp_path / "there.gguf"}, "is there already"),
         (home / "run", {"client": "person-1"}, "its clients share one model"),

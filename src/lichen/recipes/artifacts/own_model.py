@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lichen.clients.personal.own_model import OwnModel
+from lichen.clients.personal.own_model import OwnModel, folder_name
 from lichen.core.errors import LichenError
 from lichen.core.rounds import load_state
 from lichen.core.store import ClientStore
@@ -14,7 +14,7 @@ from lichen.present.clients import read_clients
 from lichen.recipes.assemble.sides.personal import keeps_own, model_of_client, stages_of
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["own_model"]
+__all__ = ["own_model", "own_path", "with_own"]
 
 
 def own_model(folder: Path, recipe: Recipe, shared: Shared, client: str) -> OwnModel:
@@ -46,6 +46,35 @@ def own_model(folder: Path, recipe: Recipe, shared: Shared, client: str) -> OwnM
         what = f"{client} kept nothing of its own at this place, or was never invited: its model is the shared one"
         raise LichenError(what, where="--client", fix="leave it out")
     return model_of_client(recipe, shared.trainable, own_C)
+
+
+def with_own(tree: Tree, own: OwnModel, *, where: str, fix: str) -> Tree:
+    """What was learned, where a client's own model takes the place of the shared one.
+
+    Args:
+        tree: What all share, flat.
+        own: The client's.
+        where: What asks for one whole model, for errors.
+        fix: What to do where there is none.
+
+    Raises:
+        LichenError: if the client has two adapters that make no one model.
+    """
+    if own.other:
+        what = "two adapters whose weight differs by row cannot be merged into one model's weights"
+        raise LichenError(what, where=where, fix=fix)
+    return {**tree, **own.trainable}
+
+
+def own_path(folder: Path, client: str, more: str = "") -> Path:
+    """Where a client's own model goes, if nobody says where.
+
+    Args:
+        folder: The run.
+        client: Its name.
+        more: How the name ends.
+    """
+    return folder / "own" / f"{folder_name(client)}{more}"
 
 
 def _private(folder: Path, column: str, client: int, *, newest: bool) -> Tree | None:

@@ -13,7 +13,7 @@ from lichen.core.errors import LichenError
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.text import start_id
 from lichen.models.adapters.quantized import refuse_quantized
-from lichen.recipes.artifacts.own_model import own_model
+from lichen.recipes.artifacts.own_model import own_model, with_own
 from lichen.recipes.artifacts.use.finished import load_finished, load_foundation, merge_learned
 from lichen.recipes.schema.recipe import Recipe
 
@@ -42,10 +42,7 @@ def merged_run(folder: Path, *, client: str | None = None) -> tuple[Recipe, Any,
     model, tokenizer, _ = load_foundation(recipe, folder)
     if client is not None:
         own = own_model(folder, recipe, Shared.of_flat(tree), client)
-        if own.other:
-            what = "two adapters whose weight differs by row cannot be merged into one model's weights"
-            raise LichenError(what, where="--client", fix="leave it out")
-        tree = {**tree, **own.trainable}
+        tree = with_own(tree, own, where="--client", fix="leave it out")
     refuse_quantized(model, where="export")
     return recipe, merge_learned(recipe, model.to(torch.float32), tree), tokenizer
 

@@ -7,7 +7,7 @@ from typing import Literal, final, get_args
 
 from lichen.core.errors import LichenError
 
-__all__ = ["GATE", "AnyBits", "GgufBits", "requested"]
+__all__ = ["GATE", "AnyBits", "GgufBits", "requested", "require_format", "require_gate"]
 
 GATE = 0.01
 """Share by which a score may get worse, where nobody says."""
@@ -55,8 +55,7 @@ def requested(
     >>> requested(student=True, bits="int8").student_bits
     'int8'
     """
-    if gate is not None and not 0 <= gate < float("inf"):
-        raise LichenError(f"{gate} is no share", where="--gate", fix="use a number such as 0.01")
+    require_gate(GATE if gate is None else gate)
     if student:
         return _student(merge=merge, gguf=gguf, bits=bits, quantize=quantize, gate=gate)
     if bits is not None and not gguf:
@@ -73,8 +72,8 @@ def requested(
         return Requested(form="merged" if merge else "adapter")
     if quantize is not None and quantize != "int8":
         raise LichenError(f"there is no format {quantize!r}", where="--quantize", fix="use int8")
-    if bits is not None and bits not in get_args(GgufBits):
-        _refuse(bits, get_args(GgufBits), "a GGUF file")
+    if bits is not None:
+        require_format(bits, get_args(GgufBits), "a GGUF file")
     return Requested(form="fewer", bits=quantize or bits or "auto", gate=GATE if gate is None else gate)  # type: ignore[arg-type]
 
 
@@ -87,8 +86,7 @@ def _student(
     if quantize is not None:
         raise LichenError("a student has formats of its own", where="--quantize", fix="use --student --bits int8")
     small = bits or "f32"
-    if small not in get_args(StudentBitsOrAuto):
-        _refuse(small, get_args(StudentBitsOrAuto), "a student")
+    require_format(small, get_args(StudentBitsOrAuto), "a student")
     if gate is not None and small == "f32":
         fix = "add --bits auto, int8 or f16, or leave it out"
         raise LichenError("nothing is rounded, so nothing is lost", where="--gate", fix=fix)
@@ -96,5 +94,29 @@ def _student(
     return Requested(form="student", student_bits=chosen, gate=GATE if gate is None else gate)
 
 
-def _refuse(bits: str, formats: tuple[str, ...], what: str) -> None:
-    raise LichenError(f"{what} has no format {bits!r}", where="--bits", fix=f"use {', '.join(formats)}")
+def require_format(bits: str, formats: tuple[str, ...], what: str) -> None:
+    """Refuse a format that is none of these.
+
+    Args:
+        bits: Its name.
+        formats: Those there are.
+        what: Whose formats they are.
+
+    Raises:
+        LichenError: naming them.
+    """
+    if bits not in formats:
+        raise LichenError(f"{what} has no format {bits!r}", where="--bits", fix=f"use {', '.join(formats)}")
+
+
+def require_gate(gate: float) -> None:
+    """Refuse what is no share by which a score may get worse.
+
+    Args:
+        gate: 0 or more.
+
+    Raises:
+        LichenError: if it is negative, infinite or not a number.
+    """
+    if not 0 <= gate < float("inf"):
+        raise LichenError(f"{gate} is no share", where="--gate", fix="use a number such as 0.01")

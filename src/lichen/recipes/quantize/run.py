@@ -12,21 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final, get_args
 
-from lichen.clients.personal.own_model import folder_name
 from lichen.core.errors import LichenError
-from lichen.data.batches.shards import Shard, TextShard
+from lichen.data.batches.shards import TextShard
 from lichen.models.gguf.write import header_of
-from lichen.present.clients import read_clients
-from lichen.recipes.artifacts.inputs import inputs_of, require_same
 from lichen.recipes.artifacts.model_card import write_card
+from lichen.recipes.artifacts.own_model import own_path
 from lichen.recipes.artifacts.use.export import require_empty
-from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.quantize.formats import Format, gguf_formats, int8_format
 from lichen.recipes.quantize.gate import Scores, judge, score_model
 from lichen.recipes.quantize.merged import merged_run, with_trained_template
 from lichen.recipes.quantize.placing import draft_for, place_draft
-from lichen.recipes.quantize.requested import GATE, GgufBits
-from lichen.recipes.schema.read import recipe_of
+from lichen.recipes.quantize.requested import GATE, GgufBits, require_format, require_gate
+from lichen.recipes.quantize.rows import open_rows
 from lichen.recipes.stages.folder import last_stage
 from lichen.recipes.tasks.adapt import retention_shard
 
@@ -88,7 +85,7 @@ def export_quantized(
         folder: The run folder; that of several stages means the last one.
         bits: The format of a GGUF file; ``auto`` for the smallest that passes; ``int8`` for a transformers folder.
         gate: Share by which perplexity on the clients' validation rows may rise; twice that on general text.
-        out: Where to; by default ``folder/NAME-BITS.gguf``, or ``folder/int8``.
+        out: Where to; by default ``folder/model-BITS.gguf``, or ``folder/int8``.
         client: The model of this client's own; held against its own rows, and private.
         say: Called with lines of progress.
 
@@ -99,10 +96,9 @@ def export_quantized(
         LichenError: if the model or the tokenizer has no such form, there is no text to score, or the gate refuses;
             nothing is written then.
     """
-    if not 0 <= gate < float("inf"):
-        raise LichenError(f"{gate} is no share", where="--gate", fix="use a number such as 0.01")
-    if bits != "int8" and bits not in get_args(GgufBits):
-        raise LichenError(f"there is no format {bits!r}", where="--bits", fix=f"use {', '.join(get_args(GgufBits))}")
+    require_gate(gate)
+    if bits != "int8":
+        require_format(bits, get_args(GgufBits), "a GGUF file")
     folder, given = last_stage(folder), None if out is None else Path(out)
     if given is not None:
         _require_free(given, is_folder=bits == "int8")
@@ -148,23 +144,17 @@ def _require_free(out: Path, *, is_folder: bool) -> None:
 
 def scored_texts(folder: Path, client: str | None) -> tuple[list[TextShard], TextShard | None]:
     """Each client's validation rows, or one client's own, and general text; the data must be those of the run."""
-    loaded: LoadedExperiment = open_recipe(recipe_of(folder))
-    recipe = loaded.experiment.recipe
-    require_same(folder, recipe, inputs_of(loaded))
-    valid: Sequence[Shard] = loaded.experiment.clients.valid
-    if client is not None:
-        valid = [valid[[row["client"] for row in read_clients(folder)].index(client)]]
-    general = retention_shard(loaded) if recipe.compare.retention_text else None
+    loaded, valid = open_rows(folder, client)
+    general = retention_shard(loaded) if loaded.experiment.recipe.compare.retention_text else None
     assert general is None or isinstance(general, TextShard)
     return [shard for shard in valid if isinstance(shard, TextShard)], general
 
 
 def _default(folder: Path, client: str | None, name: str) -> Path:
-    where = folder if client is None else folder / "own"
-    stem = "model" if client is None else folder_name(client)
-    if name == "int8":
-        return where / (name if client is None else f"{stem}-int8")
-    return where / f"{stem}-{name}.gguf"
+    ending = name if name == "int8" else f"{name}.gguf"
+    if client is not None:
+        return own_path(folder, client, f"-{ending}")
+    return folder / (ending if name == "int8" else f"model-{ending}")
 
 
 def _tried(

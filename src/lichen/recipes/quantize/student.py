@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -15,26 +15,22 @@ from typing import Any, Literal, final
 import torch
 from safetensors.torch import load_file, save_file
 
-from lichen.clients.personal.own_model import folder_name
 from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
-from lichen.data.batches.shards import Shard
 from lichen.data.sources.catalog import resolve_model
 from lichen.models.students.plain import Part, parts_of, to_plain, to_student
 from lichen.models.students.rounded import ROUNDED, StudentBits, restore_state, round_state
-from lichen.present.clients import read_clients
 from lichen.present.units import score_text
-from lichen.recipes.artifacts.inputs import inputs_of, require_same
 from lichen.recipes.artifacts.model_card import write_card
-from lichen.recipes.artifacts.own_model import own_model
+from lichen.recipes.artifacts.own_model import own_model, own_path
 from lichen.recipes.artifacts.use.export import require_empty
-from lichen.recipes.artifacts.use.finished import load_finished
+from lichen.recipes.artifacts.use.finished import load_finished, student_config
 from lichen.recipes.assemble.experiment import metric_of, values_N
-from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
 from lichen.recipes.quantize.placing import draft_for, place_draft
+from lichen.recipes.quantize.rows import open_rows
 from lichen.recipes.quantize.student_card import StudentFacts, use_text
 from lichen.recipes.rows.prepare import is_private
 from lichen.recipes.schema.recipe import Recipe
@@ -181,7 +177,7 @@ def _open(folder: Path, client: str | None) -> Student:
     tree = shared.trainable
     if client is not None:
         tree = {**tree, **own_model(folder, recipe, shared, client).trainable}
-    about = _about(folder / "model" / CONFIG)
+    about = student_config(folder)
     shapes = {name: tuple(x.shape) for name, x in tree.items()}
     row = tuple(int(size) for size in about.get("row_shape") or ())
     if config.kind == "image-mlp":
@@ -190,7 +186,6 @@ def _open(folder: Path, client: str | None) -> Student:
         what = "does not say how large its pictures are: it is from an older version"
         raise LichenError(what, where=str(folder / "model" / CONFIG), fix="run the recipe again")
     parts = parts_of(config.kind, shapes, row)
-    words = about.get("vocabulary")
     facts = StudentFacts(
         kind=config.kind,
         shapes=shapes,
@@ -198,7 +193,7 @@ def _open(folder: Path, client: str | None) -> Student:
         classes=tuple(str(name) for name in about["classes"]),
         names_classes=_names_classes(recipe),
         tokenizer=about.get("tokenizer"),
-        words=None if words is None else tuple(int(word) for word in words),
+        words=tuple(about["vocabulary"]) or None,
         max_length=recipe.data.max_length,
         scaled=not is_private(recipe),
     )
@@ -210,19 +205,9 @@ def _names_classes(recipe: Recipe) -> bool:
     return labels is not None and labels.classes
 
 
-def _about(file: Path) -> Mapping[str, Any]:
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-        list(about["classes"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        raise LichenError("does not describe a student", where=str(file), fix="run the recipe again") from None
-    found: Mapping[str, Any] = about
-    return found
-
-
 def _default(folder: Path, client: str | None, bits: StudentBits) -> Path:
     name = "student" if bits == "f32" else f"student-{bits}"
-    return folder / name if client is None else folder / "own" / f"{folder_name(client)}-{name}"
+    return folder / name if client is None else own_path(folder, client, f"-{name}")
 
 
 def _measured(attempt: StudentAttempt, before: float, metric: Metric) -> str:
@@ -268,12 +253,8 @@ def _scorer(folder: Path, student: Student, client: str | None) -> Scorer:
     Raises:
         LichenError: if there are none, or they are others.
     """
-    loaded: LoadedExperiment = open_recipe(student.recipe)
+    loaded, valid = open_rows(folder, client)
     recipe, experiment = loaded.experiment.recipe, loaded.experiment
-    require_same(folder, recipe, inputs_of(loaded))
-    valid: Sequence[Shard] = experiment.clients.valid
-    if client is not None:
-        valid = [valid[[row["client"] for row in read_clients(folder)].index(client)]]
     shards = [shard for shard in valid if shard.size]
     if not shards:
         what = "the run has no validation rows to hold a rounded student against"

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lichen.clients.personal.own_model import OwnModel, folder_name
+from lichen.clients.personal.own_model import OwnModel
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import whole_folder
 from lichen.core.private import make_folders, share
@@ -16,7 +16,7 @@ from lichen.core.wire.shared import Shared
 from lichen.models.peft.own import write_own
 from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.model_card import write_card
-from lichen.recipes.artifacts.own_model import own_model
+from lichen.recipes.artifacts.own_model import own_model, own_path, with_own
 from lichen.recipes.artifacts.use.finished import (
     STUDENT_FIX,
     check_artifacts,
@@ -58,17 +58,14 @@ def export(
     recipe, tree = load_finished(folder)
     own = None if client is None else own_model(folder, recipe, Shared.of_flat(tree), client)
     if own is not None and recipe.model.student is not None:
-        return _own_student(folder, {**tree, **own.trainable}, _own_folder(folder, client), out, merge=merge)
+        return _own_student(folder, {**tree, **own.trainable}, own_path(folder, str(client)), out, merge=merge)
     model, tokenizer, classes = load_foundation(recipe, folder)
     target = out or folder / "merged"
     if own is not None:
-        target = out or _own_folder(folder, client, "-merged" if merge else "")
+        target = out or own_path(folder, str(client), "-merged" if merge else "")
         if not merge:
             return _own_adapter(recipe, model, tokenizer, own, Shared.of_flat(tree).patch, target, given=out)
-        if own.other:
-            what = "two adapters whose weight differs by row cannot be merged into one model's weights"
-            raise LichenError(what, where="--merge", fix="leave it out, and load both adapters")
-        tree = {**tree, **own.trainable}
+        tree = with_own(tree, own, where="--merge", fix="leave it out, and load both adapters")
     whole = merge_learned(recipe, model, tree)
     if classes:
         whole.config.id2label = dict(enumerate(classes))
@@ -81,11 +78,6 @@ def export(
         write_card(folder, draft, recipe, tokenizer, called=target.name)
         share(draft)
     return target
-
-
-def _own_folder(folder: Path, client: str | None, more: str = "") -> Path:
-    """Where a client's own model goes, if nobody says where."""
-    return folder / "own" / f"{folder_name(str(client))}{more}"
 
 
 def _own_student(folder: Path, tree: Tree, target: Path, out: Path | None, *, merge: bool) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ __all__ = [
     "load_foundation",
     "merge_learned",
     "open_models",
+    "student_config",
 ]
 
 STUDENT_FIX = "use --student, which writes a folder that torch loads"
@@ -83,6 +86,21 @@ def load_foundation(recipe: Recipe, folder: Path) -> tuple[Any, Any, tuple[str, 
     model, tokenizer = foundation_of(recipe, source, len(classes))
     put_template(recipe, tokenizer, run=folder)
     return model, tokenizer, classes
+
+
+def student_config(folder: Path) -> Mapping[str, Any]:
+    """What a run's ``model/config.json`` says of its student, with ``classes`` and ``vocabulary`` as lists.
+
+    Raises:
+        LichenError: if it says nothing of one.
+    """
+    file = folder / "model" / "config.json"
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        words = [int(token) for token in about.get("vocabulary") or ()]
+        return {**about, "classes": list(about["classes"]), "vocabulary": words}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise LichenError("does not describe a student", where=str(file), fix="run the recipe again") from None
 
 
 def open_models(folder: Path) -> tuple[Recipe, Any, Any, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,13 @@ from lichen.models.features import EncoderFeatures
 from lichen.models.loading.load import load_encoder
 from lichen.models.loading.named_head import has_named_head
 from lichen.recipes.artifacts.sampling import Sampling, ask_ids, end_ids, generate_text
-from lichen.recipes.artifacts.use.finished import attach_learned, classes_of_run, load_finished, load_foundation
+from lichen.recipes.artifacts.use.finished import (
+    attach_learned,
+    classes_of_run,
+    load_finished,
+    load_foundation,
+    student_config,
+)
 from lichen.recipes.assemble.class_names import class_names
 from lichen.recipes.assemble.model import make_student
 from lichen.recipes.schema.recipe import Recipe
@@ -142,18 +147,14 @@ def _talk_student(recipe: Recipe, tree: Tree, folder: Path) -> Talker:
     Raises:
         LichenError: if it reads pictures, which cannot be typed.
     """
-    file = folder / "model" / "config.json"
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-        named, numbers = about.get("tokenizer"), [int(token) for token in about.get("vocabulary") or ()]
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        raise LichenError("does not describe a student", where=str(file), fix="run the recipe again") from None
+    about = student_config(folder)
+    named = about.get("tokenizer")
     if named is None:
         raise LichenError("its model reads pictures, which cannot be typed", where=str(folder), fix="see its summary")
     classes = class_names(folder)
     describe = _describing(recipe, classes)
     _, tokenizer = load_encoder(resolve_model(str(named)))
-    words = {token: i for i, token in enumerate(numbers or range(len(tokenizer)))}
+    words = {token: i for i, token in enumerate(about["vocabulary"] or range(len(tokenizer)))}
     unknown = words[int(tokenizer.unk_token_id)]
     student = make_student(
         recipe, TextShard((), labels=np.zeros(0, dtype=np.int64), kind="classify"), classes, vocabulary=len(words)
