@@ -99,6 +99,7 @@ def _serve_federation(folder: Path | None, page: int | None, json: bool) -> None
             stack.callback(shown.close)
             log(f"how the sites stand: http://127.0.0.1:{shown.port}/ (and /status.json, /metrics)")
         looks = Looks(RegisteredSites(sites, Register(federation.folder), say=log))
+        stack.callback(looks.close)
         there: dict[str, str] = {}
         while not sites.parent.ended.wait(_LOOK):
             now = {site: seen.instance for site, seen in sites.seen().items()}

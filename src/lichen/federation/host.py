@@ -23,7 +23,7 @@ from lichen.core.machine import machine_fault
 from lichen.engines.remote.pieces import Pieces
 from lichen.engines.remote.worker import SiteWorker
 from lichen.federation.kits.known import KitPapers
-from lichen.federation.kits.settle import RUNS, open_kit
+from lichen.federation.kits.settle import CURRENT, RUNS, current_run, is_run, open_kit
 from lichen.federation.leaving.marker import LEAVING, answer_leaving, marker_of, refuse_left
 from lichen.federation.policy.accepted import accept_recipe
 from lichen.federation.policy.guard import PolicyGuard
@@ -38,13 +38,10 @@ from lichen.recipes.sites.site_node import ANNOUNCE, JOIN, WAITING, site_answers
 
 __all__ = ["SiteHost"]
 
-CURRENT, RECIPE = "current.json", "recipe.yaml"
+RECIPE = "recipe.yaml"
 
 _WAIT = 10.0
 """Seconds that the server waits for rows that are being read, before it is to ask again."""
-
-_NAME = re.compile(r"[0-9a-f]{16}")
-"""How a run is named; it names a folder."""
 
 
 @final
@@ -168,21 +165,13 @@ class SiteHost:
         self.kit, self.data, self.secret, self.say = kit, data, secret, say
         self._lock, self._pieces = threading.Lock(), Pieces(self._answer)
         self._run: HostedRun | None = None
-        if marker_of(kit) is None and (name := self._current()) is not None:
+        if marker_of(kit) is None and (name := current_run(kit)) is not None:
             try:
                 text = (kit / RUNS / name / RECIPE).read_text(encoding="utf-8")
                 self._run = HostedRun(name, text, kit, data, secret, say)
                 say(f"goes on with run {name}")
             except (OSError, LichenError) as error:
                 say(f"does not go on with run {name}: {error}")
-
-    def _current(self) -> str | None:
-        """The run that this site was in when it ended."""
-        try:
-            name = str(json.loads((self.kit / RUNS / CURRENT).read_text(encoding="utf-8"))["run"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return name if _NAME.fullmatch(name) else None
 
     def answer(self, kind: str, body: bytes) -> bytes:
         """Answer one question.
@@ -226,7 +215,7 @@ class SiteHost:
 
     def _propose(self, values: Mapping[str, Any]) -> bytes:
         name, text = str(values.get("run")), str(values.get("recipe"))
-        if not _NAME.fullmatch(name):
+        if not is_run(name):
             raise LichenError("is no name of a run", where="run", fix="both ends must run the same version of lichen")
         with self._lock:
             before = self._run

@@ -7,6 +7,7 @@ somebody opened, is closed again. Nothing here needs torch.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
@@ -15,13 +16,19 @@ from lichen.core import private
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 
-__all__ = ["BARRED", "ENDED", "RUNS", "open_kit", "settle"]
+__all__ = ["BARRED", "CURRENT", "ENDED", "RUNS", "current_run", "is_run", "open_kit", "settle"]
 
 BARRED = "disabled_clients.json"
 """The server kit's file with those who are closed out, by NVFlare's name."""
 
 RUNS = "runs"
 """The folder of a site's kit with what it holds of each run."""
+
+CURRENT = "current.json"
+"""In it, the run that the site is in."""
+
+_RUN = re.compile(r"[0-9a-f]{16}")
+"""How a run is named; it names a folder."""
 
 ENDED = {"barred": 41, "replaced": 42, "stopped": 43}
 """Exit codes of an NVFlare process: the server has sent it away, or its person has ended it."""
@@ -81,6 +88,20 @@ def open_kit(folder: Path) -> Kit:
         return Kit(folder, "server" if at_server else "site", str(server["name"]), str(name), str(host), int(port))
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         raise LichenError("is damaged", where=str(file), fix="make the kit again, from the answer file") from None
+
+
+def is_run(name: str) -> bool:
+    """Whether a run can be called so."""
+    return _RUN.fullmatch(name) is not None
+
+
+def current_run(kit: Path) -> str | None:
+    """The run that a site is in, or was in when it ended; None: in none."""
+    try:
+        name = str(json.loads((kit / RUNS / CURRENT).read_text(encoding="utf-8"))["run"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if is_run(name) else None
 
 
 def settle(folder: Path) -> Kit:

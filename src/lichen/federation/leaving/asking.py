@@ -128,3 +128,7 @@ class Looks:
             due = before is None or before[0] != instance or now - before[1] > _EVERY
             if due and (before is None or before[2].done()):
                 self._last[site] = instance, now, self._pool.submit(self._sites.look_at, site)
+
+    def close(self) -> None:
+        """Begin no more looks; one that goes on ends with its question."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

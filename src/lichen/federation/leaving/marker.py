@@ -17,18 +17,18 @@ from typing import Any
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.engines.sites import WITHDRAWAL
-from lichen.federation.kits.settle import open_kit
+from lichen.federation.kits.settle import is_run, open_kit
 from lichen.federation.leaving.notice import TIME, make_notice
 
 __all__ = [
     "LEAVING",
     "MARKER",
-    "OTHERS",
     "answer_leaving",
     "mark",
     "marker_of",
     "others_of",
     "refuse_left",
+    "write_others",
 ]
 
 LEAVING = "leaving"
@@ -36,7 +36,7 @@ LEAVING = "leaving"
 
 MARKER, OTHERS = "withdrawn.json", "withdrawals.json"
 
-_SITE, _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}"), re.compile(r"[0-9a-f]{16}")
+_SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
 _MOST = 1000
 """Sites or runs that are named at a time."""
 
@@ -87,13 +87,18 @@ def others_of(kit: Path) -> dict[str, dict[str, Any]]:
         return {
             str(site): {
                 "time": str(one["time"]),
-                "runs": [str(run) for run in one["runs"] if _RUN.fullmatch(str(run))],
+                "runs": [str(run) for run in one["runs"] if is_run(str(run))],
                 "deleted": str(one["deleted"]),
             }
             for site, one in found.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def write_others(kit: Path, known: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write what :func:`others_of` reads."""
+    write_atomic(kit / OTHERS, json.dumps(known, indent=1).encode() + b"\n")
 
 
 def answer_leaving(kit: Path, body: bytes, say: Callable[[str], None]) -> bytes:
@@ -126,7 +131,7 @@ def answer_leaving(kit: Path, body: bytes, say: Callable[[str], None]) -> bytes:
         if site not in known or set(runs) - set(known[site]["runs"]):
             before = known.get(site, {"runs": []})["runs"]
             known[site] = {"time": time, "runs": sorted({*before, *runs}), "deleted": ""}
-            write_atomic(kit / OTHERS, json.dumps(known, indent=1).encode() + b"\n")
+            write_others(kit, known)
             what = f"{site} has withdrawn ({time}); what came of runs with it still lies here ({', '.join(runs)})"
             say(f"{what}: delete it with lichen withdraw {kit} --of {site}")
     deleted = [site for site, one in known.items() if one["deleted"]]
@@ -138,6 +143,6 @@ def _other(plain: Mapping[str, Any]) -> tuple[str, str, list[str]]:
     good = isinstance(site, str) and _SITE.fullmatch(site) and isinstance(time, str) and len(time) <= 60
     if not good or not isinstance(runs, list) or len(runs) > _MOST:
         raise ValueError
-    if not all(isinstance(run, str) and _RUN.fullmatch(run) for run in runs):
+    if not all(isinstance(run, str) and is_run(run) for run in runs):
         raise ValueError
     return site, "".join(letter for letter in time if letter.isprintable()), runs

@@ -26,10 +26,11 @@ from typing import Any, NamedTuple, final
 
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
+from lichen.core.files.manifest import sha256_of
 from lichen.core.files.record import Record, canonical, chain
-from lichen.federation.kits.settle import RUNS, open_kit
+from lichen.federation.kits.settle import CURRENT, RUNS, current_run, open_kit
 from lichen.federation.kits.signing import authority_of, require_proof, sign_as_site
-from lichen.federation.leaving.marker import MARKER, OTHERS, others_of
+from lichen.federation.leaving.marker import MARKER, others_of, write_others
 from lichen.federation.leaving.notice import TIME
 from lichen.recipes.artifacts.withdrawn.deletions import DELETIONS, salted
 
@@ -40,9 +41,8 @@ _HEAD, _SPENT = "deletions.json", "spent"
 _STAYS = ("startup", "local", "policy.yaml", MARKER, DELETIONS, _HEAD, _SPENT, ".lock", "run")
 """What of a kit is not removed when its site leaves."""
 
+_NOTHING = hashlib.sha256().hexdigest()
 _ACCOUNT = re.compile(r"(.*/)?(accounts/\d+|budget)\.jsonl")
-_CURRENT = "current.json"
-_BLOCK = 1 << 20
 
 
 @final
@@ -90,15 +90,11 @@ def remove_runs_with(kit: Path, site: str) -> Removed:
         names = ", ".join(sorted(known)) or "-"
         raise LichenError(f"no site named {site} is known here to have withdrawn", where="--of", fix=f"one of: {names}")
     runs = known[site]["runs"]
-    try:
-        current = json.loads((kit / RUNS / _CURRENT).read_text(encoding="utf-8"))["run"]
-    except (OSError, ValueError, KeyError, TypeError):
-        current = None
-    if current in runs:
+    if (current := current_run(kit)) in runs:
         raise LichenError(f"run {current} goes on", where=str(kit), fix="call it again when that is over")
     found = _remove(kit, [kit / RUNS / run for run in runs], {"kind": "another site has withdrawn", "of": site})
     known[site]["deleted"] = strftime(TIME, gmtime())
-    write_atomic(kit / OTHERS, json.dumps(known, indent=1).encode() + b"\n")
+    write_others(kit, known)
     return found
 
 
@@ -112,7 +108,7 @@ def _remove(kit: Path, tops: Sequence[Path], why: dict[str, str]) -> Removed:
         _unlink(tops)
         return Removed(0, 0, len(_files(kit / _SPENT)), "")
     salt, size = os.urandom(32).hex(), sum(file.lstat().st_size for file in files)
-    runs = sorted({file.relative_to(kit).parts[1] for file in files if file.is_relative_to(kit / RUNS)} - {_CURRENT})
+    runs = sorted({file.relative_to(kit).parts[1] for file in files if file.is_relative_to(kit / RUNS)} - {CURRENT})
     about: dict[str, Any] = {"time": strftime(TIME, gmtime()), **why, "runs": runs, "files": len(files), "bytes": size}
     about |= {"spent": len(accounts), "digest": salted(salt, _listing(kit, files))}
     _write_line(kit, about)
@@ -136,15 +132,11 @@ def _unlink(tops: Iterable[Path]) -> None:
 
 
 def _listing(kit: Path, files: Iterable[Path]) -> bytes:
-    """A line for each file: its digest and its path."""
+    """A line for each file: its digest, of a link that of no bytes, and its path."""
     lines = []
     for path in files:
-        found = hashlib.sha256()
-        if not path.is_symlink():
-            with open(path, "rb") as file:
-                while block := file.read(_BLOCK):
-                    found.update(block)
-        lines.append(f"{found.hexdigest()} {path.relative_to(kit).as_posix()}\n")
+        digest = _NOTHING if path.is_symlink() else sha256_of(path)
+        lines.append(f"{digest} {path.relative_to(kit).as_posix()}\n")
     return "".join(lines).encode("utf-8", "surrogatepass")
 
 
