@@ -22,6 +22,8 @@ RESULT = Path(__file__).parent / "results" / "local.json"
 DELAYS = (0.0, 0.01, 0.05)
 QUESTION = "Tell me a short story about a lighthouse."
 TOKENS, REPEATS = 16, 3
+PATIENCE = 1800.0
+"""Seconds that all answers of a model may take."""
 
 
 def one(path: Path) -> None:
@@ -37,13 +39,15 @@ def one(path: Path) -> None:
 
 def run(gguf: Path) -> None:
     """Measure both and keep what came out."""
+    from lichen.core.children import bound_command, bound_environment
     from lichen.data.sources.fetch import fetch_entry
 
     core = min(os.sched_getaffinity(0))
+    environment = bound_environment({**os.environ, "OMP_NUM_THREADS": "1"})
     models = {}
     for name, path in (("GGUF Q4_1", gguf), ("transformers float32", fetch_entry("smollm2-135m"))):
-        command = ["taskset", "-c", str(core), sys.executable, __file__, "--one", str(path)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        command = bound_command(["taskset", "-c", str(core), sys.executable, __file__, "--one", str(path)])
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment, timeout=PATIENCE)
         models[name] = {**json.loads(done.stdout.splitlines()[-1]), "disk_bytes": size(Path(path))}
     about = {"date": date.today().isoformat(), "tokens": TOKENS, "repeats": REPEATS, "load_average": os.getloadavg()[0]}
     RESULT.write_text(json.dumps({**about, "models": models}, indent=1) + "\n", encoding="utf-8")

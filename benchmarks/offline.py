@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from datetime import date
@@ -30,6 +31,8 @@ import tables
 RESULT = Path(__file__).parent / "results" / "offline.json"
 QUESTION = "What did you do last weekend, and what would you like to do on the next one?"
 TOKENS, ROUNDS, LOADS = 32, 7, 3
+PATIENCE = 300.0
+"""Seconds in which a model must be loaded, or an answer there."""
 NAMES = {"q8_0": "GGUF q8_0", "f16": "GGUF f16", "merged": "transformers, float32"}
 
 ALONE = """
@@ -119,24 +122,39 @@ def one(form: str, path: str) -> None:
 
 def started(form: str, path: Path, core: int) -> tuple[subprocess.Popen[str], float]:
     """A process that has loaded, and the seconds until it had."""
-    command = ["taskset", "-c", str(core), sys.executable, __file__, "--one", form, str(path)]
-    begun, environment = time.perf_counter(), {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    from lichen.core.children import bound_command, bound_environment
+
+    command = bound_command(["taskset", "-c", str(core), sys.executable, __file__, "--one", form, str(path)])
+    environment = bound_environment({**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    begun = time.perf_counter()
     process = subprocess.Popen(command, text=True, env=environment, **pipes)
-    assert process.stdout is not None
-    while (line := process.stdout.readline()).strip() != "ready":
-        if not line:
-            raise RuntimeError(f"{form} did not load")
+    while line_of(process).strip() != "ready":
+        pass
     return process, time.perf_counter() - begun
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    """The next line that a process writes; one that does not write in time is ended, and writes none."""
+    assert process.stdout is not None
+    timer = threading.Timer(PATIENCE, process.kill)
+    timer.start()
+    try:
+        line = process.stdout.readline()
+    finally:
+        timer.cancel()
+    if not line:
+        process.kill()
+        raise RuntimeError(f"no line within {PATIENCE} seconds, or its end: {process.args}")
+    return line
 
 
 def answered(process: subprocess.Popen[str], ids: list[int]) -> dict[str, float]:
     """The numbers of one answer."""
     assert process.stdin is not None
-    assert process.stdout is not None
     process.stdin.write(json.dumps(ids) + "\n")
     process.stdin.flush()
-    found: dict[str, float] = json.loads(process.stdout.readline())
+    found: dict[str, float] = json.loads(line_of(process))
     return found
 
 
@@ -188,8 +206,11 @@ def weights(path: Path) -> list[Path]:
 
 def alone(file: Path) -> dict[str, Any]:
     """What a file answers through ``lichen serve`` in a network of its own, which has the loopback and nothing else."""
-    command = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", ALONE, str(file), QUESTION, "24"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    from lichen.core.children import bound_command, bound_environment
+
+    words = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", ALONE, str(file), QUESTION, "24"]
+    more: dict[str, Any] = {"capture_output": True, "text": True, "timeout": PATIENCE, "check": True}
+    done = subprocess.run(bound_command(words), env=bound_environment(), **more)
     found: dict[str, Any] = json.loads(done.stdout)
     assert found["links"] == ["lo"]
     return {"question": QUESTION, **found}
