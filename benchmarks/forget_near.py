@@ -54,7 +54,7 @@ def measured(recipe: str, seed: int, home: Path) -> dict[str, Any]:
     from lichen.recipes.withdrawal.near import unlearn
     from lichen.recipes.withdrawal.options import NearOptions
     from lichen.recipes.withdrawal.proof import prove
-    from lichen.recipes.withdrawal.request import request
+    from lichen.recipes.withdrawal.request import read_request
 
     def run(out: str, *more: str) -> tuple[Any, float]:
         given = [*MORE[recipe], "compare.baselines=[]", "federation.history=true", f"seed={seed}", *more]
@@ -71,7 +71,7 @@ def measured(recipe: str, seed: int, home: Path) -> dict[str, Any]:
     models: dict[str, Any] = {}
     for way, (how, options) in WAYS.items():
         begun, out = time.perf_counter(), home / way
-        unlearn(request(old.folder, name, how, out), NearOptions(**options))  # type: ignore[arg-type]
+        unlearn(read_request(old.folder, name, how, out), NearOptions(**options))  # type: ignore[arg-type]
         took[way] = time.perf_counter() - begun
         found = prove(old.folder, out, number, against=retrained.folder).as_dict()
         models |= {"old": found["old"], "retrained": found["replayed"]}

@@ -8,19 +8,18 @@ from __future__ import annotations
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from lichen.core.errors import LichenError
+from lichen.recipes.withdrawal.options import How  # the command line reads it
 from lichen.shell import crash_in, log, print_json, say, show
 
 if TYPE_CHECKING:
     from lichen.recipes.withdrawal.forget import Forgotten
 
 __all__ = ["forget_command"]
-
-How = Literal["subtract", "replay", "eraser", "negate", "npo"]
 
 
 def forget_command(
@@ -136,10 +135,11 @@ def forget_command(
         return
     if list_ or purge:
         from lichen.cli_traces import list_traces, purge_run, signer_from
+        from lichen.recipes.artifacts.withdrawn.deletions import PENDING
     if purge:
         with crash_in(folder), redirect_stdout(sys.stderr):
             signer = signer_from(federation)
-            if how is not None and client is not None and not (folder / ".purge").is_dir():
+            if how is not None and client is not None and not (folder / PENDING).is_dir():
                 out = make().new
         purge_run(folder, client, out, basis=basis, requested=requested, signer=signer, json=json)
         return

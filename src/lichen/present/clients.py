@@ -59,7 +59,7 @@ def client_rows(
     against = stronger_alone(scores, higher_is_better) or "alone"
     rows = []
     for place, name in enumerate(names):
-        mine = {column: _finite(scores[column][place]) if column in scores else None for column in columns}
+        mine = {column: finite_or_none(scores[column][place]) if column in scores else None for column in columns}
         alone, joined = mine[against], mine["federated"]
         known = counts[place] if counts else {}
         rows.append(
@@ -74,8 +74,9 @@ def client_rows(
     return rows
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def finite_or_none(value: float | None) -> float | None:
+    """A number as JSON can hold it: None where it is missing, infinite or no number."""
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def clients_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -22,7 +22,7 @@ from lichen.recipes.withdrawal.near import unlearn
 from lichen.recipes.withdrawal.options import NearOptions
 from lichen.recipes.withdrawal.proof import prove
 from lichen.recipes.withdrawal.report import REPORT
-from lichen.recipes.withdrawal.request import Request, request
+from lichen.recipes.withdrawal.request import Request, read_request
 
 SHORT = [
     "federation={rounds: 4, local_steps: 4, batch_size: 8, clients_per_round: 3, valid_every: 1, history: true}",
@@ -44,7 +44,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def asked(done: Path, how: str, out: Path) -> Request:
-    return request(done, names(done)[1], how, out)
+    return read_request(done, names(done)[1], how, out)
 
 
 def names(done: Path) -> list[str]:
@@ -80,8 +80,8 @@ def test_a_second_client_goes_from_the_new_folder_where_no_messages_are_needed(d
     unlearn(asked(done, "npo", tmp_path / "one"), NearOptions(rounds=1))
     other = names(done)[3]
     with pytest.raises(LichenError, match="kept no messages"):
-        unlearn(request(tmp_path / "one", other, "eraser", tmp_path / "none"), NearOptions())
-    unlearn(request(tmp_path / "one", other, "npo", tmp_path / "two"), NearOptions(rounds=2))
+        unlearn(read_request(tmp_path / "one", other, "eraser", tmp_path / "none"), NearOptions())
+    unlearn(read_request(tmp_path / "one", other, "npo", tmp_path / "two"), NearOptions(rounds=2))
     assert recipe_of(tmp_path / "two").federation.absent == (names(done)[1], other)
     lines = [json.loads(line) for line in (tmp_path / "two" / "trace.jsonl").read_text().splitlines()]
     assert [line["column"] for line in lines] == ["unlearning"] * 2

@@ -16,7 +16,7 @@ from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.withdrawal.near import unlearn
 from lichen.recipes.withdrawal.options import NearOptions
-from lichen.recipes.withdrawal.request import request
+from lichen.recipes.withdrawal.request import read_request
 from support.tiny_llama import recipe, save_model, save_rows
 
 FINAL = Path("state/final.safetensors")
@@ -50,7 +50,7 @@ def done(home: Path, name: str, **more: Any) -> Path:
 )
 def test_a_chat_adapter_is_unlearned(home: Path, tmp_path: Path, name: str, more: dict[str, Any], how: str) -> None:
     old = done(home, name, **more)
-    found = unlearn(request(old, "person-1", how, tmp_path / "new"), NearOptions(every=1, rounds=1, repair=1))
+    found = unlearn(read_request(old, "person-1", how, tmp_path / "new"), NearOptions(every=1, rounds=1, repair=1))
     assert (tmp_path / "new" / "adapter").is_dir()
     proof = found["proof"]
     assert proof["rows"] > 0
@@ -64,7 +64,7 @@ def test_a_chat_adapter_is_unlearned(home: Path, tmp_path: Path, name: str, more
 def test_the_loss_of_a_row_is_that_of_its_labelled_tokens(home: Path, tmp_path: Path) -> None:
     """By the model of cohorts, one row at a time."""
     old = done(home, "plain")
-    found = unlearn(request(old, "person-1", "negate", tmp_path / "new"), NearOptions(repair=0))
+    found = unlearn(read_request(old, "person-1", "negate", tmp_path / "new"), NearOptions(repair=0))
     experiment = open_recipe(recipe_of(old)).experiment
     shared, losses = Shared.of_flat(load_tree(tmp_path / "new" / FINAL)[0]), []
     source = experiment.evaluating([experiment.clients.train[1]])

@@ -12,7 +12,7 @@ from lichen.core.errors import LichenError
 from lichen.core.roster import Member, Roster
 from lichen.recipes.schema.yaml import dump_yaml
 from lichen.recipes.withdrawal import request as module
-from lichen.recipes.withdrawal.request import request
+from lichen.recipes.withdrawal.request import read_request, require_same_command, roster_in
 
 
 @pytest.fixture
@@ -27,9 +27,9 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_request_names_the_client_and_its_place_in_the_roster(finished: Path) -> None:
-    found = request(finished, "ward-7", "replay")
+    found = read_request(finished, "ward-7", "replay")
     assert (found.number, found.out.name, found.folder) == (1, "old-without-ward-7", finished)
-    assert request(finished, "ward-3", "npo", finished.parent / "new").number == 0
+    assert read_request(finished, "ward-3", "npo", finished.parent / "new").number == 0
 
 
 def test_runs_of_several_runs_are_refused_with_what_to_name(finished: Path) -> None:
@@ -37,13 +37,13 @@ def test_runs_of_several_runs_are_refused_with_what_to_name(finished: Path) -> N
     text = dump_yaml({**page, "stream": {"by": "month"}})
     (finished / "recipe.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(LichenError, match="is of a stream"):
-        request(finished, "ward-7", "replay")
+        read_request(finished, "ward-7", "replay")
     text = dump_yaml(
         {**page, "stages": [{"name": "one", "federation.rounds": 2}, {"name": "two", "federation.rounds": 3}]}
     )
     (finished / "recipe.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(LichenError, match="several stages"):
-        request(finished, "ward-7", "replay")
+        read_request(finished, "ward-7", "replay")
 
 
 def test_what_does_not_fit_is_refused_by_its_place(finished: Path) -> None:
@@ -57,8 +57,29 @@ def test_what_does_not_fit_is_refused_by_its_place(finished: Path) -> None:
         (("ward-7", "replay", full), "--out", "is not empty"),
     ):
         with pytest.raises(LichenError, match=part) as refused:
-            request(finished, *arguments)
+            read_request(finished, *arguments)
         assert refused.value.where.startswith(where)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [("{", "is damaged"), ("[1]", "no roster of format"), ("[" * 100_000, "is damaged"), (None, "has no roster")],
+)
+def test_a_roster_that_is_damaged_or_missing_is_one_sentence(finished: Path, text: str | None, what: str) -> None:
+    file = finished / "roster.json"
+    file.unlink() if text is None else file.write_text(text, encoding="utf-8")
+    with pytest.raises(LichenError, match=what):
+        roster_in(finished)
+    with pytest.raises(LichenError, match="has no roster"):
+        roster_in(finished / "roster.json")  # no folder
+
+
+def test_only_the_same_command_goes_on(tmp_path: Path) -> None:
+    assert not require_same_command(tmp_path, "name: one\n")
+    (tmp_path / "recipe.yaml").write_text("name: one\n", encoding="utf-8")
+    assert require_same_command(tmp_path, "name: one\n")
+    with pytest.raises(LichenError, match="begun by another command"):
+        require_same_command(tmp_path, "name: two\n")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from lichen.core.errors import LichenError
 from lichen.core.files.checkpoints import checkpoint_rounds, entries_of
 from lichen.core.files.durable import write_atomic
 from lichen.data.batches.content_digest import records_digest
-from lichen.present.clients import read_clients
+from lichen.present.clients import finite_or_none, read_clients
 from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.inputs import agree, inputs_of, require_same, rows_digest
 from lichen.recipes.artifacts.withdrawn.deletions import refuse_withdrawn
@@ -52,16 +52,13 @@ from lichen.recipes.withdrawal.copied import copy_rounds
 from lichen.recipes.withdrawal.near import unlearn
 from lichen.recipes.withdrawal.options import APPROXIMATE, NearOptions
 from lichen.recipes.withdrawal.proof import require_alike
-from lichen.recipes.withdrawal.report import write_report
-from lichen.recipes.withdrawal.request import Request, request, roster_in
+from lichen.recipes.withdrawal.report import FORGOTTEN, write_report
+from lichen.recipes.withdrawal.request import Request, read_request, require_same_command, roster_in
 from lichen.recipes.withdrawal.start import Start, everywhere, start_of
 from lichen.recipes.withdrawal.subtract import copy_features, has_sums, subtract
 from lichen.tasks.registry import task_of
 
 __all__ = ["forget"]
-
-REPORT = "forgotten.json"
-"""In the new folder, once it is finished."""
 
 _STARTS = Path("state") / "copied.json"
 """Where a run that is not finished began."""
@@ -102,7 +99,7 @@ class Forgotten:
         """As JSON holds it; what is not a number is null."""
         whole = {**asdict(self), "old": str(self.old), "new": str(self.new)}
         starts = {rate: {"round": round_, "why": why} for rate, (round_, why) in self.starts.items()}
-        return {**whole, "starts": starts, **{name: _plain(whole[name]) for name in ("before", "after")}}
+        return {**whole, "starts": starts, **{name: finite_or_none(whole[name]) for name in ("before", "after")}}
 
 
 def forget(
@@ -132,55 +129,51 @@ def forget(
     """
     begun = time.monotonic()
     refuse_withdrawn(last_stage(folder))
-    requested = request(folder, client, how or way_for(last_stage(folder)), out)
-    near, other = NearOptions.given(requested.how, **options), None if against is None else Path(against)
-    recipe = recipe_of(requested.folder)
-    _refuse(requested, recipe)
+    request = read_request(folder, client, how or way_for(last_stage(folder)), out)
+    near, other = NearOptions.given(request.how, **options), None if against is None else Path(against)
+    recipe = recipe_of(request.folder)
+    _refuse(request, recipe)
     if other is not None:
-        require_alike(requested.folder, other)
-    _require_rows(requested.folder, recipe)
-    if requested.how in APPROXIMATE:
-        return _found(requested, unlearn(requested, near, against=other, say=say))
-    less = _without(recipe, client)
-    text, starts = write_recipe(less), dict[str, tuple[int, str]]()
-    if (requested.out / "recipe.yaml").is_file():
-        if (requested.out / "recipe.yaml").read_text(encoding="utf-8") != text:
-            fix = "choose another --out, or give the command of before"
-            raise LichenError("was begun by another command", where=str(requested.out), fix=fix)
-        starts = _starts_in(requested.out / _STARTS)
+        require_alike(request.folder, other)
+    _require_rows(request.folder, recipe)
+    if request.how in APPROXIMATE:
+        return _found(request, unlearn(request, near, against=other, say=say))
+    retrain = _without(recipe, client)
+    if require_same_command(request.out, write_recipe(retrain)):
+        starts = _starts_in(request.out / _STARTS)
     else:
-        starts = _begin(requested, recipe, less, text, say)
+        starts = _begin(request, recipe, retrain, say)
     for rate, (round_, why) in starts.items():
         say(f"{rate}: {round_} rounds are copied, and the rest is trained; {why}")
-    run(less, out=requested.out, resume=True, say=say)
+    run(retrain, out=request.out, resume=True, say=say)
     took = time.monotonic() - begun
     say("measuring what is left of the client")
-    return _found(requested, write_report(requested, against=other), took=took, starts=starts)
+    return _found(request, write_report(request, against=other), took=took, starts=starts)
 
 
 def _found(
-    requested: Request,
+    request: Request,
     report: Mapping[str, Any],
     *,
     took: float = 0.0,
     starts: Mapping[str, tuple[int, str]] | None = None,
 ) -> Forgotten:
     """What a new folder that is finished shows, which is written into it."""
-    scores = [_others(one, requested.client) for one in (requested.folder, requested.out)]
+    scores = [_others(one, request.client) for one in (request.folder, request.out)]
     found = Forgotten(
-        client=requested.client,
-        how=requested.how,
-        old=requested.folder,
-        new=requested.out,
+        client=request.client,
+        how=request.how,
+        old=request.folder,
+        new=request.out,
         starts=starts or {},
-        seconds=max(took, float(read_summary(requested.out)["seconds"])),
-        run_seconds=float(read_summary(requested.folder)["seconds"]),
+        seconds=max(took, float(read_summary(request.out)["seconds"])),
+        run_seconds=float(read_summary(request.folder)["seconds"]),
         before=scores[0],
         after=scores[1],
         report=report,
     )
     about = {name: value for name, value in found.as_dict().items() if name != "report"}
-    write_atomic(requested.out / REPORT, (json.dumps(about, indent=2, allow_nan=False) + "\n").encode())
+    write_atomic(request.out / FORGOTTEN, (json.dumps(about, indent=2, allow_nan=False) + "\n").encode())
     return found
 
 
@@ -191,24 +184,24 @@ def way_for(folder: Path) -> str:
     return "subtract" if sums else "replay"
 
 
-def _refuse(requested: Request, recipe: Recipe) -> None:
-    rounds, where = task_of(recipe.task).procedure.rounds, str(requested.folder)
-    if requested.client in recipe.federation.absent:
+def _refuse(request: Request, recipe: Recipe) -> None:
+    rounds, where = task_of(recipe.task).procedure.rounds, str(request.folder)
+    if request.client in recipe.federation.absent:
         raise LichenError(
-            f"{requested.client} never took part in this run", where=where, fix="nothing is to be forgotten"
+            f"{request.client} never took part in this run", where=where, fix="nothing is to be forgotten"
         )
     if recipe.noised is not None:
         what = "its noise was paid for by a budget that another run on the same rows would overdraw"
         raise LichenError(
             what, where=where, fix="plan a budget for both, and run the recipe anew with federation.absent"
         )
-    if requested.how == "subtract" and rounds:
+    if request.how == "subtract" and rounds:
         what = "a trained model is no sum of what its clients sent, and nothing can be taken off it exactly"
         raise LichenError(what, where="--how subtract", fix="use --how replay")
-    if requested.how == "subtract" and recipe.masked is not None:
+    if request.how == "subtract" and recipe.masked is not None:
         what = "under masks no client's part of the sum was ever known"
         raise LichenError(what, where="--how subtract", fix="use --how replay")
-    if requested.how == "subtract" and not has_sums(requested.folder):
+    if request.how == "subtract" and not has_sums(request.folder):
         what = "has no sums, as a run of an earlier version of lichen has none"
         raise LichenError(what, where=where, fix="use --how replay")
 
@@ -238,51 +231,61 @@ def _require_rows(old: Path, recipe: Recipe) -> None:
         )
 
 
-def _begin(requested: Request, recipe: Recipe, less: Recipe, text: str, say: Say) -> dict[str, tuple[int, str]]:
-    """Make the new folder, with all that is not computed again; it is there once it is whole."""
-    draft = requested.out.absolute().with_name(f".{requested.out.name}.part")
+def _begin(request: Request, recipe: Recipe, retrain: Recipe, say: Say) -> dict[str, tuple[int, str]]:
+    """Make the new folder, with all that is not computed again; it is there once it is whole.
+
+    Args:
+        request: What was asked.
+        recipe: The finished run's.
+        retrain: That of the run without the client.
+        say: Called with lines of progress.
+
+    Returns:
+        By learning rate how many rounds are copied, and why not more.
+    """
+    draft = request.out.absolute().with_name(f".{request.out.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     private.make_folders(draft.parent)
     private.make_folder(draft)
-    write_atomic(draft / "recipe.yaml", text.encode())
-    folder = RunFolder(draft, recipe_sha256=recipe_sha256(less), say=say, history=less.engine.history)
+    write_atomic(draft / "recipe.yaml", write_recipe(retrain).encode())
+    folder = RunFolder(draft, recipe_sha256=recipe_sha256(retrain), say=say, history=retrain.engine.history)
     starts = dict[str, tuple[int, str]]()
     try:
         if not task_of(recipe.task).procedure.rounds:
-            copy_features(requested.folder, draft, requested.number)
-            if requested.how == "subtract":
-                subtract(requested.folder, recipe, folder, requested.number, len(roster_in(requested.folder)))
+            copy_features(request.folder, draft, request.number)
+            if request.how == "subtract":
+                subtract(request.folder, recipe, folder, request.number, len(roster_in(request.folder)))
         elif why := everywhere(recipe):
             starts = {lr_name(lr): (0, why) for lr in recipe.optimizer.lr}
         else:
-            starts = _copy(requested, less, folder, say)
+            starts = _copy(request, retrain, folder, say)
         folder.close()
         write_atomic(draft / _STARTS, (json.dumps(starts, indent=2) + "\n").encode())
-        if requested.out.is_dir():
-            requested.out.rmdir()  # empty, as the request has seen
-        os.replace(draft, requested.out)
+        if request.out.is_dir():
+            request.out.rmdir()  # empty, as the request has seen
+        os.replace(draft, request.out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return starts
 
 
-def _copy(requested: Request, less: Recipe, folder: RunFolder, say: Say) -> dict[str, tuple[int, str]]:
+def _copy(request: Request, retrain: Recipe, folder: RunFolder, say: Say) -> dict[str, tuple[int, str]]:
     """Copy what does not depend on the client; by learning rate how many rounds that are, and why not more."""
-    old = requested.folder
-    loaded = open_recipe(less, say=say)
+    old = request.folder
+    loaded = open_recipe(retrain, say=say)
     known = json.loads((old / "state" / "inputs.json").read_text(encoding="utf-8"))
     inputs = inputs_of(loaded)
-    require_same(old, less, replace(inputs, tokens=known.get("tokens", inputs.tokens)))
-    agree(folder, less, inputs)
+    require_same(old, retrain, replace(inputs, tokens=known.get("tokens", inputs.tokens)))
+    agree(folder, retrain, inputs)
     save_class_names(folder, loaded.classes)
     save_roster(folder, loaded.experiment.server.roster, loaded.cards)
     experiment = with_references(loaded.fingerprinted().experiment, folder.path / "state")
-    journal, until = entries_of(old / "state"), trial_rounds(less, less.federation.rounds)
-    judges = not less.noised and requested.number in validators_of(experiment.server)
+    journal, until = entries_of(old / "state"), trial_rounds(retrain, retrain.federation.rounds)
+    judges = not retrain.noised and request.number in validators_of(experiment.server)
     out = dict[str, tuple[int, str]]()
-    for lr in less.optimizer.lr:
+    for lr in retrain.optimizer.lr:
         column, entries = old / "state" / "federated" / lr_name(lr), journal.get(f"federated/{lr_name(lr)}", [])
-        start: Start = start_of(less, requested.number, entries, checkpoint_rounds(column), judges=judges)
+        start: Start = start_of(retrain, request.number, entries, checkpoint_rounds(column), judges=judges)
         copy_rounds(old, folder, experiment, entries, start, lr, until)
         out[lr_name(lr)] = start.round, start.why
     return out
@@ -305,7 +308,3 @@ def _others(folder: Path, client: str) -> float:
         if row["client"] != client and row.get("federated") is not None and not math.isnan(row["federated"])
     ]
     return sum(scores) / len(scores) if scores else math.nan
-
-
-def _plain(number: float) -> float | None:
-    return None if math.isnan(number) else number

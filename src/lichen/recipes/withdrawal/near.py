@@ -25,7 +25,6 @@ from lichen.clients.unlearning.referenced import Referenced, reference_scores
 from lichen.core.collecting.history import History
 from lichen.core.contracts.algorithm import Algorithm, Report, ServerState
 from lichen.core.contracts.client import ClientTask
-from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.core.files.lock import one_process
 from lichen.core.rounds import load_state
@@ -54,7 +53,7 @@ from lichen.recipes.withdrawal.near_fits import require_messages, require_rounds
 from lichen.recipes.withdrawal.options import NearOptions
 from lichen.recipes.withdrawal.proof import require_alike
 from lichen.recipes.withdrawal.report import REPORT, write_report
-from lichen.recipes.withdrawal.request import Request
+from lichen.recipes.withdrawal.request import Request, require_same_command
 from lichen.server.unlearning.part import added_by
 from lichen.transforms.downlink import WHOLE
 
@@ -126,11 +125,9 @@ def _claim(new: Path, planned: Recipe) -> None:
     Raises:
         LichenError: if it was begun by another command.
     """
-    file, text = new / "recipe.yaml", write_recipe(planned)
-    if not file.exists():
-        write_atomic(file, text.encode())
-    elif file.read_text(encoding="utf-8") != text:
-        raise LichenError("was begun by another command", where=str(new), fix="choose another --out")
+    text = write_recipe(planned)
+    if not require_same_command(new, text):
+        write_atomic(new / "recipe.yaml", text.encode())
 
 
 def _finished(state: ServerState, average: Average, how: str, rounds: int) -> ServerState:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 from lichen.core.errors import LichenError
 
-__all__ = ["APPROXIMATE", "NearOptions"]
+__all__ = ["APPROXIMATE", "How", "NearOptions"]
+
+How = Literal["subtract", "replay", "eraser", "negate", "npo"]
+"""The ways of forgetting a client."""
 
 APPROXIMATE = ("eraser", "negate", "npo")
 """Ways whose model is near one that never met the client, and not that one."""

@@ -35,6 +35,7 @@ from lichen.core.store import load_tree
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.shards import Shard, pooled
 from lichen.models.preference.model import PreferenceModel
+from lichen.present.clients import finite_or_none
 from lichen.recipes.artifacts.inputs import inputs_of, require_same
 from lichen.recipes.assemble.experiment import Experiment, metric_of, values_N
 from lichen.recipes.assemble.open import open_recipe
@@ -105,17 +106,13 @@ class Proof:
         for name in ("old", "new", "replayed"):
             one = getattr(self, name)
             if one is not None:
-                about[name] = {key: _json(x) for key, x in {**about[name], "gap": one.gap}.items()}
+                about[name] = {key: finite_or_none(x) for key, x in {**about[name], "gap": one.gap}.items()}
         if self.replayed is not None:
             apart = {
                 key: abs(getattr(self.new, key) - getattr(self.replayed, key)) for key in ("train", "auc", "others")
             }
-            about["from_replayed"] = {key: _json(x) for key, x in apart.items()}
-        return {**about, "distance": _json(self.distance)}
-
-
-def _json(x: float | None) -> float | None:
-    return None if x is None or not math.isfinite(x) else x
+            about["from_replayed"] = {key: finite_or_none(x) for key, x in apart.items()}
+        return {**about, "distance": finite_or_none(self.distance)}
 
 
 def prove(old: Path, new: Path, number: int, *, against: Path | None = None) -> Proof:

@@ -19,9 +19,13 @@ from lichen.recipes.withdrawal.request import Request
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["REPORT", "proof_table", "proof_words", "write_report"]
+__all__ = ["FORGOTTEN", "REPORT", "proof_table", "proof_words", "write_report"]
 
 REPORT = "withdrawal.json"
+"""In the new folder: how far its model has forgotten the client."""
+
+FORGOTTEN = "forgotten.json"
+"""In it once it is finished: what that cost, and how the others fare."""
 
 
 def write_report(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, final, get_args
+from typing import cast, final, get_args
 
 from lichen.core.errors import LichenError
 from lichen.core.roster import Roster
@@ -13,11 +13,9 @@ from lichen.present.summary import read_summary
 from lichen.recipes.assemble.sides.withdrawal.absent import no_such_client
 from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.stages.folder import last_stage, staged_of
+from lichen.recipes.withdrawal.options import How
 
-__all__ = ["How", "Request", "no_such_client", "request", "roster_in"]
-
-How = Literal["subtract", "replay", "eraser", "negate", "npo"]
-"""The ways of forgetting a client."""
+__all__ = ["Request", "no_such_client", "read_request", "require_same_command", "roster_in"]
 
 
 @final
@@ -40,7 +38,7 @@ class Request:
     out: Path
 
 
-def request(folder: Path | str, client: str, how: str, out: Path | str | None = None) -> Request:
+def read_request(folder: Path | str, client: str, how: str, out: Path | str | None = None) -> Request:
     """Read and check what was asked; nothing is written.
 
     Args:
@@ -83,11 +81,32 @@ def roster_in(folder: Path) -> Roster:
     file = folder / "roster.json"
     try:
         return Roster.load(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         what = "has no roster.json, so that nobody knows whom its numbers mean"
-        raise LichenError(what, where=str(folder), fix=f"make it again: lichen run --resume {folder}") from None
-    except (OSError, ValueError) as error:
-        raise LichenError(f"is damaged: {error}", where=str(file)) from None
+        fix = f"name the folder of a run; or make it again: lichen run --resume {folder}"
+        raise LichenError(what, where=str(folder), fix=fix) from None
+    except (OSError, ValueError, RecursionError, TypeError) as error:
+        raise LichenError(f"is damaged: {error}", where=str(file), fix="put it back from a copy") from None
+
+
+def require_same_command(out: Path, text: str) -> bool:
+    """Whether the new folder was begun before, by the same command.
+
+    Args:
+        out: The new folder.
+        text: Of the recipe that the command gives it.
+
+    Raises:
+        LichenError: if it was begun by another one.
+    """
+    try:
+        known = (out / "recipe.yaml").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+    if known != text:
+        fix = "choose another --out, or give the command of before"
+        raise LichenError("was begun by another command", where=str(out), fix=fix)
+    return True
 
 
 def _file(client: str) -> str:

@@ -61,8 +61,8 @@ def subtract(run: Path, recipe: Recipe, folder: RunFolder, client: int, clients:
     engine, admission = engine_for(recipe, shards, len(class_names(run)), folder, base=base)
     part = summed(recipe, engine, admission, (client,), base=base).total
 
-    def less() -> Tree:
+    def remainder() -> Tree:
         total, up, down = load_sums(load_tree(run / "state" / "scores" / f"{SUMS}.safetensors")[0])
         return dump_sums(minus(total, part), up=up - engine.bytes_up, down=down - engine.bytes_down)
 
-    folder.tree(SUMS, less)
+    folder.tree(SUMS, remainder)
