@@ -57,9 +57,7 @@ def folder_prompts(model: Any, tokenizer: Any) -> Prompts:
     return Prompts(chat=chat, text=texts.whole, ends=frozenset(texts.ends(model)))
 
 
-def token_logprob(
-    tokenizer: Any, before: int | None, token: int, logp_V: Tensor, top: int, *, offset: int = 0
-) -> TokenLogprob:
+def token_logprob(tokenizer: Any, before: int, token: int, logp_V: Tensor, top: int) -> TokenLogprob:
     """A token, and the likeliest ones where it stands.
 
     Args:
@@ -68,12 +66,9 @@ def token_logprob(
         token: The token.
         logp_V: float32 log-probabilities there.
         top: How many likely tokens are listed.
-        offset: Where it begins in its prompt, in characters.
     """
 
     def text(number: int) -> str:
-        if before is None:
-            return str(tokenizer.decode([number]))
         first = str(tokenizer.decode([before]))
         both = str(tokenizer.decode([before, number]))
         return both.removeprefix(first) if both.startswith(first) else str(tokenizer.decode([number]))
@@ -84,5 +79,4 @@ def token_logprob(
         token=text(token),
         logprob=float(logp_V[token]),
         top=tuple((text(number), float(value)) for number, value in listed),
-        offset=offset,
     )
