@@ -79,10 +79,10 @@ def show_scored(name: str) -> None:
 def show_forgotten(name: str) -> None:
     """A row a method: what its last model is worse at than the best it has had, over all periods but the last."""
     cells = read(name)
-    lost = {method: [of_best(cell) for cell in seeds.values()] for method, seeds in cells.items()}
+    lost = {method: {seed: of_best(cell) for seed, cell in seeds.items()} for method, seeds in cells.items()}
     rows = []
     for method, seeds in cells.items():
-        share = [one / other for one, other in zip(lost[method], lost["continue"], strict=False) if other]
+        share = [one / other for seed, one in lost[method].items() if (other := lost["continue"].get(seed))]
         runs = list(seeds.values())
         last = [statistics.fmean(run["matrix"][-1]) for run in runs]
         general = [spread([run[when] for run in runs], ".1f") for when in ("before", "after")]
@@ -90,7 +90,7 @@ def show_forgotten(name: str) -> None:
             [
                 method,
                 str(len(runs)),
-                spread([100 * one for one in lost[method]], ".0f") + " %",
+                spread([100 * one for one in lost[method].values()], ".0f") + " %",
                 spread(share, ".2f"),
                 spread(last, ".1f"),
                 " → ".join(general),
