@@ -18,6 +18,7 @@ This is the one list. A file of no kind here is none that Lichen writes, and a p
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -169,8 +170,7 @@ def kind_of(name: str) -> Kind | None:
     >>> kind_of("roster.json").what
     'the roster: name, rows and labels of each client'
     """
-    path = inside(name)
-    return next((kind for kind in KINDS if kind.pattern.fullmatch(path)), None)
+    return _found(name)[0]
 
 
 def client_of(name: str) -> int | None:
@@ -179,9 +179,17 @@ def client_of(name: str) -> int | None:
     >>> client_of("state/federated/lr=0.1/history/3/1234/567.safetensors")
     1234567
     """
+    groups = _found(name)[1]
+    if number := groups.get("number"):
+        return int(number)
+    thousand, rest = groups.get("thousand"), groups.get("rest")
+    return _FAN * int(thousand) + int(rest) if thousand and rest else None
+
+
+def _found(name: str) -> tuple[Kind | None, Mapping[str, str | None]]:
+    """The first kind that fits, and what of the path says whose the file is."""
     path = inside(name)
-    found = next((match for kind in KINDS if (match := kind.pattern.fullmatch(path))), None)
-    groups = {} if found is None else found.groupdict()
-    if groups.get("number"):
-        return int(groups["number"])
-    return _FAN * int(groups["thousand"]) + int(groups["rest"]) if groups.get("thousand") else None
+    for kind in KINDS:
+        if match := kind.pattern.fullmatch(path):
+            return kind, match.groupdict()
+    return None, {}

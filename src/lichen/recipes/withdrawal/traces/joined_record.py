@@ -68,9 +68,8 @@ def join_records(
         LichenError: if a record is damaged.
     """
     before, _ = chain(old / RECORD)
-    while before and before[-1].get("kind") == "payout":
-        before.pop()
-    paid = chain(old / RECORD)[0][len(before) :]
+    last = max((at for at, line in enumerate(before, start=1) if line.get("kind") != "payout"), default=0)
+    before, paid = before[:last], before[last:]
     lines = [_redacted(line, number) for line in before]
     above = b"".join(map(canonical, lines))
     stands: dict[str, Any] = {

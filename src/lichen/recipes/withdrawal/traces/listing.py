@@ -7,7 +7,6 @@ turned back into texts: what they hold is known by kind alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import Any, final
 
 from lichen.core.errors import LichenError
 from lichen.core.files.manifest import files_in
-from lichen.core.roster import Roster
 from lichen.data.sources.cache_listing import items
 from lichen.recipes.artifacts.withdrawn.kinds import client_of, inside, kind_of
-from lichen.recipes.withdrawal.request import no_such_client
+from lichen.recipes.schema.yaml import load_yaml
+from lichen.recipes.withdrawal.request import no_such_client, roster_in
 from lichen.recipes.withdrawal.traces.naming import Name, contents, text_forms, texts_in
 
-__all__ = ["Trace", "Traces", "name_in", "roster_names", "traces"]
+__all__ = ["Trace", "Traces", "name_in", "traces"]
 
 UNKNOWN = "no file that Lichen writes: look at it yourself"
 
@@ -80,26 +79,10 @@ def name_in(folder: Path, client: str) -> tuple[Name, int]:
     Raises:
         LichenError: if the folder has no roster, or that no such client.
     """
-    names = roster_names(folder)
+    names = roster_in(folder).names
     if client not in names:
         raise no_such_client(client, names, where="--client")
     return Name(name=client, others=tuple(name for name in names if name != client)), names.index(client)
-
-
-def roster_names(folder: Path) -> tuple[str, ...]:
-    """The names of a run's clients, by number.
-
-    Raises:
-        LichenError: if it has no roster, or one that is damaged.
-    """
-    file = folder / "roster.json"
-    try:
-        return Roster.load(json.loads(file.read_text(encoding="utf-8"))).names
-    except (FileNotFoundError, NotADirectoryError):
-        what = "has no roster.json, so that nobody knows whom its numbers mean"
-        raise LichenError(what, where=str(folder), fix="name the folder of a run") from None
-    except (OSError, ValueError, RecursionError, TypeError) as error:
-        raise LichenError(f"is damaged: {error}", where=str(file), fix="put it back from a copy") from None
 
 
 def _numbers(folder: Path, client: str) -> tuple[Name, dict[str, int]]:
@@ -109,7 +92,7 @@ def _numbers(folder: Path, client: str) -> tuple[Name, dict[str, int]]:
     )
     if (folder / "roster.json").exists() or not parts:
         parts = [folder, *parts]
-    rosters = {part: roster_names(part) for part in parts}
+    rosters = {part: roster_in(part).names for part in parts}
     every = tuple(dict.fromkeys(name for names in rosters.values() for name in names))
     if client not in every:
         raise no_such_client(client, every, where="--client")
@@ -195,11 +178,9 @@ def _outside(folder: Path) -> tuple[str, ...]:
 
 def _source(folder: Path) -> str:
     """Where the recipe's data lie, if that is a place on this machine."""
-    import yaml
-
     try:
-        values = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        values = load_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"), where="recipe.yaml")
+    except (OSError, UnicodeDecodeError, LichenError):  # a run that was not begun whole has traces all the same
         return ""
     data = values.get("data") if isinstance(values, Mapping) else None
     place = str(data.get("name", "")) if isinstance(data, Mapping) else ""

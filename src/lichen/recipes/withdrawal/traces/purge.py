@@ -35,8 +35,10 @@ from lichen.recipes.assemble.bases.in_force import with_base_in_force
 from lichen.recipes.assemble.run_folder import LOCK
 from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.stages.folder import staged_of
+from lichen.recipes.withdrawal.report import FORGOTTEN, REPORT
+from lichen.recipes.withdrawal.request import roster_in
 from lichen.recipes.withdrawal.traces.joined_record import join_records
-from lichen.recipes.withdrawal.traces.listing import name_in, roster_names
+from lichen.recipes.withdrawal.traces.listing import name_in
 from lichen.recipes.withdrawal.traces.naming import contents
 from lichen.recipes.withdrawal.traces.rewritten import Withdrawn, finish_written, rewritten
 
@@ -45,7 +47,7 @@ __all__ = ["end_purge", "is_without", "purge"]
 FORMAT = 1
 PLAN, FILES = "plan.json", "files"
 DRAFT = f"{PENDING}.part"
-ABOUT = ("forgotten.json", "withdrawal.json")
+ABOUT = (FORGOTTEN, REPORT)
 """In the folder of the run without the client: how it was made, and what was proven of it."""
 
 _LATER = (RECORD, SIGNED, MANIFEST, DELETIONS, PAYOUT, f"adapter/{ADAPTER_LIST}")
@@ -193,7 +195,7 @@ def _signer(folder: Path, signer: Signer | None) -> Signer:
 def _require_without(folder: Path, new: Path, going: Withdrawn) -> str:
     """The way in which the other run was made without the client."""
     name = going.name.name
-    if roster_names(folder) != roster_names(new):
+    if roster_in(folder).names != roster_in(new).names:
         raise LichenError("has other clients", where=str(new), fix=f"make it from {folder}: lichen forget")
     if not is_without(new, name):
         what = f"is no run without {name!r}"

@@ -23,6 +23,7 @@ from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.contributions import CONTRIBUTIONS, read_contributions
 from lichen.recipes.schema.read import recipe_of, recipe_sha256
 from lichen.recipes.schema.yaml import dump_yaml, load_yaml
+from lichen.recipes.withdrawal.report import FORGOTTEN, REPORT
 from lichen.recipes.withdrawal.traces.naming import Name
 
 __all__ = ["Withdrawn", "finish_written", "rewritten", "without_number"]
@@ -189,8 +190,8 @@ _WRITERS: Mapping[str, Callable[[bytes, Withdrawn], bytes]] = {
     "clients.csv": _table,
     "payout.csv": _payout,
     "inputs.json": _inputs,
-    "forgotten.json": _how_made,
-    "withdrawal.json": _how_made,
+    FORGOTTEN: _how_made,
+    REPORT: _how_made,
 }
 
 
