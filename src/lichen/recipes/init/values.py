@@ -98,7 +98,7 @@ def values_of(
         notes.append(f"Few rows ({len(texts)}): a run needs about {FEWEST_ROWS} for each client.")
     cut = 0 if numbers else sum(tokens > width for tokens in lengths)
     if cut:
-        notes.append(f"About {_share(cut, len(lengths))} of the rows are longer than {width} tokens and will be cut.")
+        notes.append(f"{_share(cut, len(lengths))} of the rows are longer than {width} tokens and will be cut.")
     values = {
         "name": clipped(data.stem, 60) or "recipe",
         "task": roles.task,
@@ -171,4 +171,4 @@ def _first_run(by: str, texts: Sequence[Record], notes: list[str]) -> dict[str, 
 
 def _share(part: int, whole: int) -> str:
     share = 100 * part / whole
-    return "less than 1 %" if share < 1 else f"{share:.0f} %"
+    return "Less than 1 %" if share < 1 else f"About {share:.0f} %"
