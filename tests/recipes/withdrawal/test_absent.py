@@ -188,7 +188,7 @@ def test_nodes_that_hold_its_rows_and_a_resumed_run_give_the_same_bytes(home: Pa
 
 def test_a_name_that_nobody_has_and_kinds_that_cannot_be_without_are_refused(home: Path, tmp_path: Path) -> None:
     run = partial(lichen.run, out=tmp_path / "run")
-    with pytest.raises(LichenError, match="such as client-004") as refused:
+    with pytest.raises(LichenError, match=r"roster\.json: client-004") as refused:
         run(digits("federation.absent=[client-04]"))
     assert refused.value.where == "federation.absent"
     with pytest.raises(LichenError, match="nobody is left"):

@@ -182,7 +182,7 @@ def test_what_cannot_be_forgotten_exactly_is_refused_by_its_place(tmp_path: Path
     kept = old / "state" / "federated" / "lr=0.001" / "checkpoints" / "1.safetensors"
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     for arguments, part in (
-        ({"client": "c9"}, "such as c"),
+        ({"client": "c9"}, "json: c0, c1, c2"),
         ({"client": "c1", "how": "subtract"}, "is no sum of what its clients sent"),
     ):
         with pytest.raises(LichenError, match=part):

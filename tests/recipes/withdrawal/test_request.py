@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_refused_by_its_place(finished: Path) -> None:
     full.mkdir()
     (full / "file").touch()
     for arguments, where, part in (
-        (("ward7", "replay"), "--client", "such as ward-7"),
+        (("ward7", "replay"), "--client", "json: ward-3, ward-7"),
         (("ward-7", "shred"), "--how", "use one of: subtract, replay"),
         (("ward-7", "replay", finished / "new"), "--out", "lies in the old run"),
         (("ward-7", "replay", full), "--out", "is not empty"),

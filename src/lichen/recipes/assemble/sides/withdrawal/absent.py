@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Sequence
 
 from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
 from lichen.core.replies import ATTENDED, Attendance, Refusal
 from lichen.core.roster import declared_name
+from lichen.core.visible import listed
 from lichen.data.batches.shards import Shard
 from lichen.engines.ranks import Ranks
 from lichen.engines.withdrawal.absent import ABSENT as GONE
@@ -19,9 +19,6 @@ from lichen.recipes.schema.recipe import Recipe
 __all__ = ["absent_of", "attendance_without", "no_such_client", "rows_left", "shards_left", "without_absent"]
 
 KEY = "federation.absent"
-
-NEAREST = 3
-"""Names that are told where one is unknown, at most."""
 
 
 def absent_of(recipe: Recipe, names: Sequence[str]) -> frozenset[int]:
@@ -46,10 +43,8 @@ def absent_of(recipe: Recipe, names: Sequence[str]) -> frozenset[int]:
 
 def no_such_client(name: str, names: Sequence[str], *, where: str) -> LichenError:
     """The error for a name that no client has, with those that are nearest to it."""
-    near = difflib.get_close_matches(name, names, n=NEAREST, cutoff=0.4) or list(names[:NEAREST])
-    return LichenError(
-        f"no client is called {name!r}", where=where, fix=f"use a name of roster.json, such as {', '.join(near)}"
-    )
+    fix = f"use a name of roster.json: {listed(names, near=name, most=3)}"
+    return LichenError(f"no client is called {name!r}", where=where, fix=fix)
 
 
 def rows_left(clients_data: Sequence[ClientData], absent: Collection[int]) -> tuple[ClientData, ...]:
