@@ -74,6 +74,20 @@ def test_a_roster_that_is_damaged_or_missing_is_one_sentence(finished: Path, tex
         roster_in(finished / "roster.json")  # no folder
 
 
+@pytest.mark.parametrize("flags", [[], ["--how", "replay"], ["--list"], ["--purge"]])
+def test_what_is_no_run_is_said_to_be_none(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And is not taken for a recipe's name."""
+    what = "is not a run's folder" if not flags or flags[0] == "--how" else "has no roster.json"
+    for place in (tmp_path, tmp_path / "none"):
+        assert cli.main(["forget", str(place), "--client", "ada", *flags]) == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert f"{place}: {what}" in error
+        assert "fix: name " in error
+        assert "gallery" not in error
+
+
 def test_only_the_same_command_goes_on(tmp_path: Path) -> None:
     assert not require_same_command(tmp_path, "name: one\n")
     (tmp_path / "recipe.yaml").write_text("name: one\n", encoding="utf-8")

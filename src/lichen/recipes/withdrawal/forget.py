@@ -128,8 +128,10 @@ def forget(
         LichenError: if something of that does not fit, the rows have changed, or this run cannot forget so.
     """
     begun = time.monotonic()
-    refuse_withdrawn(last_stage(folder))
-    request = read_request(folder, client, how or way_for(last_stage(folder)), out)
+    finished = last_stage(folder)
+    refuse_withdrawn(finished)
+    read_summary(finished)  # says so where it is no run, or not finished
+    request = read_request(folder, client, how or way_for(finished), out)
     near, other = NearOptions.given(request.how, **options), None if against is None else Path(against)
     recipe = recipe_of(request.folder)
     _refuse(request, recipe)

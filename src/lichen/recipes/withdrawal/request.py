@@ -83,7 +83,8 @@ def roster_in(folder: Path) -> Roster:
         return Roster.load(json.loads(file.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         what = "has no roster.json, so that nobody knows whom its numbers mean"
-        fix = f"name the folder of a run; or make it again: lichen run --resume {folder}"
+        begun = (folder / "recipe.yaml").is_file()
+        fix = f"make it again: lichen run --resume {folder}" if begun else "name the folder of a run"
         raise LichenError(what, where=str(folder), fix=fix) from None
     except (OSError, ValueError, RecursionError, TypeError) as error:
         raise LichenError(f"is damaged: {error}", where=str(file), fix="put it back from a copy") from None
