@@ -129,6 +129,21 @@ def test_the_record_holds_and_says_which_lines_are_redacted(done: tuple[Path, st
     assert "unproven  what stood of a withdrawn client" in str(found)
 
 
+def test_what_scores_rows_to_export_is_refused_and_what_reads_none_goes_on(
+    done: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = done
+    before = everything(run)
+    for flags in (["--gguf"], ["--gguf", "--bits", "q8_0"], ["--quantize", "int8"]):
+        assert cli.main(["export", str(run), *flags, "--out", str(tmp_path / "small.gguf")]) == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert f"{run}: a client was withdrawn from it" in error
+        assert "export before the purge" in error
+    assert cli.main(["export", str(run), "--merge", "--out", str(tmp_path / "whole")]) == 0
+    assert [one.name for one in tmp_path.iterdir()] == ["whole"]
+    assert everything(run) == before
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

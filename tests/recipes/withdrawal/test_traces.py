@@ -14,6 +14,7 @@ import lichen
 from lichen import cli
 from lichen.core.errors import LichenError
 from lichen.recipes.artifacts.verify import verify
+from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.withdrawal.traces.listing import traces
 from lichen.recipes.withdrawal.traces.naming import Name, contents, texts_in
 from lichen.recipes.withdrawal.traces.purge import purge
@@ -118,6 +119,11 @@ def test_runs_of_every_kind_are_purged_whole(tmp_path: Path, name: str, keys: li
     assert all(client.encode() not in data for data in everything(run).values())
     assert not any((run / file).exists() for file in found)
     assert "federated" in str(lichen.report(run))
+    if recipe_of(run).model.student is not None:
+        with pytest.raises(LichenError, match="a client was withdrawn") as refused:
+            lichen.export(run, student=True, bits="auto", out=tmp_path / "rounded")
+        assert "export before the purge" in refused.value.fix
+        assert (lichen.export(run, student=True, out=tmp_path / "whole") / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

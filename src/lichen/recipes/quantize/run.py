@@ -18,6 +18,7 @@ from lichen.models.gguf.write import header_of
 from lichen.recipes.artifacts.model_card import write_card
 from lichen.recipes.artifacts.own_model import own_path
 from lichen.recipes.artifacts.use.export import require_empty
+from lichen.recipes.artifacts.withdrawn.deletions import refuse_withdrawn
 from lichen.recipes.quantize.formats import Format, gguf_formats, int8_format
 from lichen.recipes.quantize.gate import Scores, judge, score_model
 from lichen.recipes.quantize.merged import merged_run, with_trained_template
@@ -93,8 +94,8 @@ def export_quantized(
         Where it lies, and what was measured.
 
     Raises:
-        LichenError: if the model or the tokenizer has no such form, there is no text to score, or the gate refuses;
-            nothing is written then.
+        LichenError: if the model or the tokenizer has no such form, there is no text to score, a client was withdrawn
+            from the run, or the gate refuses; nothing is written then.
     """
     require_gate(gate)
     if bits != "int8":
@@ -102,6 +103,7 @@ def export_quantized(
     folder, given = last_stage(folder), None if out is None else Path(out)
     if given is not None:
         _require_free(given, is_folder=bits == "int8")
+    refuse_withdrawn(folder, fix="export before the purge, to --out elsewhere; --merge reads no rows")
     recipe, model, tokenizer = merged_run(folder, client=client)
     whose = f"{recipe.name}-{client}" if client else recipe.name
     if bits == "int8":

@@ -28,6 +28,7 @@ from lichen.recipes.artifacts.model_card import write_card
 from lichen.recipes.artifacts.own_model import own_model, own_path
 from lichen.recipes.artifacts.use.export import require_empty
 from lichen.recipes.artifacts.use.finished import load_finished, student_config
+from lichen.recipes.artifacts.withdrawn.deletions import refuse_withdrawn
 from lichen.recipes.assemble.experiment import metric_of, values_N
 from lichen.recipes.quantize.placing import draft_for, place_draft
 from lichen.recipes.quantize.rows import open_rows
@@ -125,12 +126,14 @@ def export_student(
         Where it lies, and what was measured.
 
     Raises:
-        LichenError: if the run has no such student, there are no rows to score, or the gate refuses; nothing is
-            written then.
+        LichenError: if the run has no such student, there are no rows to score or a client's were withdrawn, or the
+            gate refuses; nothing is written then.
     """
     folder, given = last_stage(folder), None if out is None else Path(out)
     if given is not None:
         require_empty(given)
+    if bits != "f32":
+        refuse_withdrawn(folder, fix="export before the purge, to --out elsewhere; --bits f32 reads no rows")
     student = _open(folder, client)
     formats: tuple[StudentBits, ...] = (*ROUNDED, "f32") if bits == "auto" else (bits,)
     metric = metric_of(student.recipe)

@@ -41,6 +41,7 @@ PENDING = ".purge"
 
 _BLOCK = 1 << 20
 _PUT_BACK = "put it back from a copy"
+_ANEW = "start a new run on the rows of the others: lichen run RECIPE"
 
 
 def salted(salt: str, data: bytes) -> str:
@@ -76,8 +77,12 @@ def require_whole(run: Path) -> None:
         raise LichenError(what, where=str(run), fix=f"end it: lichen forget {run} --purge")
 
 
-def refuse_withdrawn(run: Path) -> None:
+def refuse_withdrawn(run: Path, *, fix: str = _ANEW) -> None:
     """Refuse to read rows for a run that a client was withdrawn from, as its rows are no more those it was made from.
+
+    Args:
+        run: The run's folder.
+        fix: What to do in place of that.
 
     Raises:
         LichenError: if the folder is such a run's, or a purge of it was stopped.
@@ -85,7 +90,7 @@ def refuse_withdrawn(run: Path) -> None:
     require_whole(run)
     if (run / DELETIONS).is_file():
         what = "a client was withdrawn from it, and with that client rows that going on or scoring anew would need"
-        raise LichenError(what, where=str(run), fix="start a new run on the rows of the others: lichen run RECIPE")
+        raise LichenError(what, where=str(run), fix=fix)
 
 
 def withdrawn_numbers(run: Path) -> frozenset[int]:
