@@ -92,8 +92,11 @@ KINDS: tuple[Kind, ...] = (
     _kind(r"model/[^/]+/(?P<number>\d{4,})\.safetensors", "a client's own model", "own", "numbers", "private state"),
     _kind(r"model/(.+/)?config\.json", "about the model: its classes, and clients by name", "names", "name", "sum"),
     _kind(r"model/.+", "the model", "same", "sum"),
-    _kind(r"merged/.+", "a whole model that was exported", "gone", "sum"),
-    _kind(r"own/(?P<folder>[^/]+)/.+", "a client's own model that was exported", "gone", "name", "numbers", "sum"),
+    _kind(r"(merged|int8|student(-[a-z0-9]+)?)/.+", "a whole model that was exported", "gone", "sum"),
+    _kind(r"model-[a-z0-9_]+\.gguf", "a whole model that was exported in one file", "gone", "sum"),
+    _kind(
+        r"own/(?P<folder>[^/]+)(/.+|\.gguf)", "a client's own model that was exported", "gone", "name", "numbers", "sum"
+    ),
     _kind(
         r"state/sites/\d+/own/(?P<folder>[^/]+)/.+",
         "a client's own model at its site",
