@@ -20,6 +20,7 @@ from lichen.models.adapters.kind import Spec
 from lichen.models.client_axis import clients_of, map_clients, one_client
 from lichen.models.cohort import Cohort, flat_inputs
 from lichen.models.findings import Recall, anew
+from lichen.models.loading.span import entered
 from lichen.models.objectives import NextToken
 from lichen.models.packed_cohort import hidden_of
 from lichen.models.packing.packing import pack_rows
@@ -72,8 +73,9 @@ class CausalCohort(Cohort):
     def _is_plain(self) -> bool:
         """Whether logits are the output layer of the hidden states, with no cap or factor after it."""
         start_C = {name: x[None] for name, x in self.wrapped.init(0).items()}
-        ids = torch.arange(4, device=self.wrapped.model.device)[None]
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        ids_CBT = torch.arange(4, device=self.wrapped.model.device)[None, None]
+        tokens = {"input_ids_CBT": ids_CBT, "attention_mask_CBT": torch.ones_like(ids_CBT)}
+        inputs: dict[str, Any] = {**flat_inputs(entered(self.wrapped.model, tokens)), "use_cache": False}
         with torch.no_grad():
             whole = self.wrapped.call(start_C, {}, **inputs).logits
             hidden = self.wrapped.call(start_C, {}, part=self._backbone, **inputs)[0]
@@ -123,7 +125,7 @@ class CausalCohort(Cohort):
         return torch.stack(losses), counts
 
     def _positions(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> list[TokenPositions]:
-        clients, rows, width = batch["input_ids_CBT"].shape
+        clients, rows, width = batch["attention_mask_CBT"].shape
         next_CBT = batch["labels_CBT"][:, :, 1:]
         inputs: dict[str, Any] = {**flat_inputs(batch), "use_cache": False}
         with self._weighed(trainable_C, batch) as trainable_C:

@@ -79,10 +79,11 @@ class ClassifierCohort(Cohort):
         return loss, count
 
     def _logits(self, trainable_C: Tree, fixed: Tree, batch: Batch, *, packed: bool) -> tuple[Tensor, ...]:
-        clients, rows = batch["input_ids_CBT"].shape[:2]
+        clients, rows = batch["attention_mask_CBT"].shape[:2]
         pack = pack_rows(batch, to_label=False, device=self.wrapped.model.device) if packed else None
         inputs: dict[str, Any] = {**flat_inputs(to_device(batch, self.wrapped.model.device))}
-        inputs = with_one_end(self.wrapped.model.config, **inputs)
+        if "input_ids" in inputs:
+            inputs = with_one_end(self.wrapped.model.config, **inputs)
         with self._weighed(trainable_C, batch) as trainable_C:
             if pack is not None and pack.tokens:
                 hidden_NH = hidden_of(self.wrapped, trainable_C, fixed, pack, part=self._backbone, prefix=self.prefix)

@@ -72,7 +72,7 @@ def one_client(batch: Batch, client: int) -> dict[str, Tensor]:
     attended_T = mine["attention_mask_CBT"].flatten(0, 1).any(0)
     last = int(attended_T.nonzero()[-1]) + 1 if bool(attended_T.any()) else 1
     width = min(-(-last // 8) * 8, attended_T.shape[0])
-    return {name: x[:, :, :width] if name.endswith("_CBT") else x for name, x in mine.items()}
+    return {name: x[:, :, :width] if name.endswith(("_CBT", "_CBTH")) else x for name, x in mine.items()}
 
 
 def map_clients(

@@ -29,6 +29,7 @@ from lichen.models.adapters.wrap import Wrapped, wrap
 from lichen.models.findings import Findings, Recall, behind
 from lichen.models.independence import prove_independent, running
 from lichen.models.loading.load import frozen_eval
+from lichen.models.loading.span import Span, span_of
 from lichen.models.packed_cohort import base_of, make_packable, why_not_packed
 from lichen.models.packing.frozen_prefix import FrozenPrefix
 
@@ -38,26 +39,27 @@ LOCAL = "local"
 """Stands for the name of a model that lies in a folder."""
 
 
-def group_of(name: str, tree: Tree) -> str:
+def group_of(name: str, tree: Tree, span: Span | None = None) -> str:
     """A short name for "these messages stack": the model's, and a digest of its trainable shapes.
 
     It crosses in each message. Where a model lies is another path on each machine, and stands for nothing: a model of a
-    folder is ``local`` everywhere, so that its messages have the same bytes.
+    folder is ``local`` everywhere, so that its messages have the same bytes. A piece of a model is named by its blocks.
 
     >>> group_of("smollm", {}) == group_of("/home/ada/smollm", {}).replace("local", "smollm")
     True
     """
     shapes = "|".join(f"{key}{tuple(tree[key].shape)}" for key in sorted(tree))
     named = LOCAL if PurePath(name).is_absolute() or name.startswith(("~", ".")) else name
-    return f"{named}/{hashlib.sha256(shapes.encode()).hexdigest()[:12]}"
+    blocks = "" if span is None else f"[{span}]"
+    return f"{named}{blocks}/{hashlib.sha256(shapes.encode()).hexdigest()[:12]}"
 
 
 def flat_inputs(batch: Batch) -> dict[str, Tensor]:
-    """The model's inputs: (C, B, T) stacked to (C*B, T)."""
-    return {
-        "input_ids": batch["input_ids_CBT"].flatten(0, 1),
-        "attention_mask": batch["attention_mask_CBT"].flatten(0, 1),
-    }
+    """The model's inputs: (C, B, T) stacked to (C*B, T); hidden states in place of tokens where the batch has them."""
+    mask = batch["attention_mask_CBT"].flatten(0, 1)
+    if "hidden_CBTH" in batch:
+        return {"inputs_embeds": batch["hidden_CBTH"].flatten(0, 1), "attention_mask": mask}
+    return {"input_ids": batch["input_ids_CBT"].flatten(0, 1), "attention_mask": mask}
 
 
 class Cohort(ABC):
@@ -100,12 +102,12 @@ class Cohort(ABC):
 
     def __init__(self, model: Any, adapter: Spec, name: str, *, objective: Objective, reference: bool | None) -> None:
         frozen_eval(model)
-        self.wrapped: Wrapped = wrap(model, adapter)
+        self.wrapped: Wrapped = wrap(model, adapter, bare=span_of(model) is not None)
         self.adapter = adapter
         self.name = name
         self.objective, self.classes = objective, objective.classes
         self.base = digest(self.wrapped.frozen())
-        self.group = group_of(name, self.wrapped.init(0))
+        self.group = group_of(name, self.wrapped.init(0), span_of(model))
         self.reference = model.device.type == "cpu" if reference is None else reference
         self._backbone = base_of(self.wrapped)
 

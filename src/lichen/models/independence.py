@@ -28,6 +28,7 @@ from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
 from lichen.models.adapters.wrap import Wrapped
+from lichen.models.loading.span import entered
 
 __all__ = ["prove_independent", "running"]
 
@@ -146,7 +147,8 @@ class _Seen:
             }
 
         trees = [parameters(seed) for seed in (seeds if watched is None else (0,))]
-        first, second = (_tiny(seed, model.config, cohort.objective, model.device) for seed in seeds)
+        tiny = (_tiny(seed, model.config, cohort.objective, model.device) for seed in seeds)
+        first, second = (entered(model, batch) for batch in tiny)
         if watched is None:
             batch = {name: torch.cat([first[name], second[name]]) for name in first}
         else:
@@ -155,6 +157,10 @@ class _Seen:
             for name in cohort.objective.made_up(batch["input_ids_CBT"], batch["attention_mask_CBT"]):
                 batch[name][:, 1 - watched] = no_label(real=batch[name].is_floating_point())
         trainable_C = {name: torch.stack([tree[name] for tree in trees]).requires_grad_() for name in start}
+        leaves = list(trainable_C.values())
+        if "hidden_CBTH" in batch:
+            batch["hidden_CBTH"] = batch["hidden_CBTH"].requires_grad_()
+            leaves.append(batch["hidden_CBTH"])
         outputs: dict[str, Tensor] = {}
         hooks = [
             layer.register_forward_hook(_watch(name, outputs, rows=2 * len(trees)))
@@ -164,7 +170,7 @@ class _Seen:
         packed = cohort.packed and watched is None
         try:
             loss_C, _ = cohort.loss_in(trainable_C, {}, batch, reference=False, packed=packed)
-            grads = torch.autograd.grad(loss_C.sum(), list(trainable_C.values()), allow_unused=True)
+            grads = torch.autograd.grad(loss_C.sum(), leaves, allow_unused=True)
         finally:
             for hook in hooks:
                 hook.remove()

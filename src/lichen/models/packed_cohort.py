@@ -22,6 +22,7 @@ from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import Tree
 from lichen.models.adapters.wrap import Wrapped
+from lichen.models.loading.span import span_of
 from lichen.models.packing.attention import register
 from lichen.models.packing.frozen_prefix import FrozenPrefix, frozen_blocks
 from lichen.models.packing.norms import quicken_norms
@@ -182,6 +183,9 @@ def why_not_packed(cohort: _Cohort) -> str | None:
     for path in cohort.wrapped.layers:
         if reason := getattr(model.get_submodule(path), "padded_only", None):
             return str(reason)
+    span = span_of(model)
+    if span is not None and not span.first:
+        return "it takes hidden states"
     batch = _tiny(model.config.get_text_config(), cohort.objective, model.device)
     half = model.dtype in (torch.bfloat16, torch.float16)
     found: list[tuple[Tensor, Tensor]] = []

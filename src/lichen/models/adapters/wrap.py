@@ -116,12 +116,13 @@ class Wrapped:
         return functional_call(module, inside, kwargs=inputs, tie_weights=False)
 
 
-def wrap(model: Any, spec: Spec) -> Wrapped:
+def wrap(model: Any, spec: Spec, *, bare: bool = False) -> Wrapped:
     """Put adapters and heads on chosen layers of a frozen model, which itself stays untouched.
 
     Args:
         model: A transformers model.
         spec: What is trained.
+        bare: That may be nothing, as in a piece of a model.
 
     Raises:
         LichenError: if a name in ``spec`` fits no layer, or nothing would be trained.
@@ -146,7 +147,7 @@ def wrap(model: Any, spec: Spec) -> Wrapped:
     shared: dict[int, Any] = {id(x): x for x in _tensors(model)}
     twin, packing = copy.deepcopy(model, shared), Packing()
     layers = spec.kind.place(twin, spec, packing, tuple(heads))
-    if not layers and not heads:
+    if not layers and not heads and not bare:
         raise LichenError("nothing would be trained", where="model.adapter", fix="name targets or heads")
     for path in heads:
         twin.set_submodule(path, wrap_layer(twin.get_submodule(path), packing))
