@@ -27,7 +27,18 @@ from lichen.models.loading.model_folder import check_config, check_weights, plai
 from lichen.models.loading.tokenizer_folder import read_tokenizer
 from lichen.models.loading.weights_file import refuse_not_finite
 
-__all__ = ["base_digest", "frozen_eval", "load_causal", "load_classifier", "load_encoder", "read_config", "slow_dtype"]
+__all__ = [
+    "LOADING",
+    "base_digest",
+    "draw_fresh",
+    "dtype_of",
+    "frozen_eval",
+    "load_causal",
+    "load_classifier",
+    "load_encoder",
+    "read_config",
+    "slow_dtype",
+]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -71,7 +82,12 @@ def base_digest(model: nn.Module) -> str:
     return digest({k: x for k, x in chain(model.named_parameters(), model.named_buffers()) if k in persistent})
 
 
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
+    """A kind of number by its name.
+
+    Raises:
+        LichenError: if there is none.
+    """
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in _DTYPES:
@@ -105,7 +121,7 @@ def read_config(source: str | Path) -> Any:
     return config
 
 
-_LOADING = threading.Lock()
+LOADING = threading.Lock()
 """Transformers changes itself and torch while it loads, for the whole process: two threads would spoil each other's."""
 
 
@@ -126,13 +142,13 @@ def _weights(
 
     def read(**attention: Any) -> Any:
         # Layers the files lack are drawn from torch's global generator; leave it as it was.
-        with _LOADING, torch.random.fork_rng(devices=[]):
+        with LOADING, torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             if random is not None:
                 model = redraw(auto.from_config(config, dtype=dtype, trust_remote_code=False, **attention), random)
                 inside = "" if model.base_model is model else f"{model.base_model_prefix}."
                 outside = {name for name, _ in model.named_parameters() if not name.startswith(inside)}
-                _draw(model, outside, random)
+                draw_fresh(model, outside, random)
                 return model, {"missing_keys": outside, "mismatched_keys": ()}
             return auto.from_pretrained(
                 place,
@@ -211,7 +227,9 @@ def load_causal(
             where="model.name",
             fix="use it for task: classify, or give a model such as Llama, Qwen2 or GPT-2",
         )
-    model, info = _weights(AutoModelForCausalLM, source, config, _dtype(dtype), quantized, layers=layers, random=random)
+    model, info = _weights(
+        AutoModelForCausalLM, source, config, dtype_of(dtype), quantized, layers=layers, random=random
+    )
     if random is None:
         # An output layer that is the embedding is no layer of its own; any other would be drawn, and nobody trains it.
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
@@ -268,7 +286,7 @@ def load_classifier(
         AutoModelForSequenceClassification,
         source,
         config,
-        _dtype(dtype),
+        dtype_of(dtype),
         quantized,
         layers=layers,
         random=random,
@@ -282,14 +300,14 @@ def load_classifier(
     last = output_layer(model)
     head = random is None and last != "" and f"{last}.weight" not in info["missing_keys"]
     fresh |= {f"{last}.weight", f"{last}.bias"} if anew else set()
-    _draw(model, fresh, seed)
+    draw_fresh(model, fresh, seed)
     note_lacked(model, fresh, head=head)
     tokenizer = read_tokenizer(source, model)
     model.config.pad_token_id = tokenizer.pad_token_id
     return _frozen(model, device), tokenizer
 
 
-def _draw(model: nn.Module, fresh: set[str], seed: int) -> None:
+def draw_fresh(model: nn.Module, fresh: set[str], seed: int) -> None:
     """Matrices normal with the model's own spread, norms one, biases zero."""
     spread = float(getattr(model.config, "initializer_range", 0.02) or 0.02)
     parameters = dict(model.named_parameters())
@@ -337,6 +355,6 @@ def load_encoder(
             fix="give an encoder such as BERT, MiniLM or T5",
         )
     auto = AutoModelForTextEncoding if both else AutoModel
-    model, info = _weights(auto, source, config, _dtype(dtype), quantized, layers=layers, random=random)
+    model, info = _weights(auto, source, config, dtype_of(dtype), quantized, layers=layers, random=random)
     _refuse_missing(info, source, allowed="pooler")
     return _frozen(model, device), read_tokenizer(source, model)
