@@ -123,7 +123,7 @@ class AnsweringEngine(ForwardingEngine):
             answer_C = self.answers.answer(question, turns.job, stage)
         except LichenError as error:
             if len(clients) == 1:
-                yield from self._refused(number, clients, error.what)
+                yield from self._refused(number, clients, error.what, error.reason or "turn")
             else:
                 for c in range(len(clients)):
                     yield from self._answer_now(number, rows_of(question, [c]), stage)
