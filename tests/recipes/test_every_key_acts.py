@@ -70,6 +70,7 @@ ELSEWHERE = {
     "attack.requests": "other rows",
     "federation.repair.name": "other rows",
     "personal.weight": "heads of clients: tests/clients/personal",
+    "split": "the models here have no middle: tests/engines/splitting",
     "stream": "rows of periods: tests/recipes/tasks/streams",
     "prefer": "tasks of the grid",
     "prefer.good": "bounds go together: tests/recipes/tasks/test_preferences.py",

@@ -23,6 +23,7 @@ from lichen.data.batches.collate import Slot, assemble, count_rows_tokens, passe
 from lichen.data.batches.rows import ArrayShard, Shard, TextShard, pooled
 
 __all__ = [
+    "EVAL_ROWS",
     "ArrayShard",
     "EvalSource",
     "MixedSource",
@@ -35,6 +36,9 @@ __all__ = [
 ]
 
 Shards = Mapping[int, Shard] | Sequence[Shard]
+
+EVAL_ROWS = 16
+"""Rows of a batch that is only scored."""
 
 
 def shard_of(shards: Shards, client: int) -> Shard:

@@ -14,7 +14,7 @@ from lichen.core.wire.shared import Shared
 from lichen.core.wrapping import innermost
 from lichen.data.batches.accumulation import MicroBatches
 from lichen.data.batches.scarce_labels import ScarceLabels
-from lichen.data.batches.shards import EvalSource, MixedSource, Shard, TrainSource
+from lichen.data.batches.shards import EVAL_ROWS, EvalSource, MixedSource, Shard, TrainSource
 from lichen.models.cohort import Cohort
 from lichen.present.trace import lr_name
 from lichen.recipes.assemble.sides.clients import ClientSide, declared, recounted
@@ -79,7 +79,7 @@ class Experiment:
     def evaluating(self, shards: Sequence[Shard]) -> Source:
         """Batches that see every row once."""
         most = self.recipe.data.max_length
-        return EvalSource(shards, batch_size=16, pad=self.server.pad, max_length=most, fixed_width=self._width())
+        return EvalSource(shards, batch_size=EVAL_ROWS, pad=self.server.pad, max_length=most, fixed_width=self._width())
 
     def _width(self) -> int | None:
         """One width for all where padding is dropped anyway, so that any clients may stand side by side."""

@@ -28,6 +28,7 @@ from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.loaded_model import load_model
 from lichen.recipes.assemble.model import make_student, start_of
 from lichen.recipes.assemble.parts import client_tasks
+from lichen.recipes.assemble.pieces.split_parts import split_parts
 from lichen.recipes.assemble.sides.attack import refuse_truth
 from lichen.recipes.assemble.sides.canaries import Canaries, canaries_of
 from lichen.recipes.assemble.sides.clients import ClientSide, declared
@@ -237,7 +238,8 @@ def open_recipe(
     own = judged or (robust is not None and robust.asks_server)
     labelled = make(public_split.labelled) if own else None
     repair = make(repairs(recipe)) if recipe.federation.repair is not None else None
-    experiment = experiment.with_server(roster=roster, capacity=capacity, labelled=labelled, repair=repair)
+    split = split_parts(recipe, loaded.foundation, model)
+    experiment = experiment.with_server(roster=roster, capacity=capacity, labelled=labelled, repair=repair, split=split)
     refuse_warmup(experiment.server)
     refuse_personal(experiment.server)
     refuse_truth(experiment.server)

@@ -66,6 +66,7 @@ from lichen.recipes.assemble.sides.personal import (
 from lichen.recipes.assemble.sides.poison import poisoned
 from lichen.recipes.assemble.sides.row_privacy import hides_rows, private_source, private_steps
 from lichen.recipes.assemble.sides.server import ServerSide, participants
+from lichen.recipes.assemble.sides.splitting.works import apart, split_work
 from lichen.recipes.assemble.sides.summed_scores import SUMMED_TEST, masked_test, sums_scores
 from lichen.recipes.assemble.sides.valuing.works import GRADIENT, OWN_VALUE, remembering, value_works
 from lichen.recipes.assemble.workload import warmup_rounds
@@ -108,8 +109,8 @@ def works_of(
     own = judging_own(server) if judged_by_own(server.recipe) else Evaluate(model, personal=personal)
     out: dict[str, ClientWork | Dialogue] = {
         "roster": Declare(server.roster),
-        "valid": judged(server, own),
-        "test": Evaluate(model, personal=personal),
+        "valid": split_work(server, judged(server, own), "valid"),
+        "test": split_work(server, Evaluate(model, personal=personal), "test"),
         "alone.valid": KeepBest(model),
         "alone.chosen": Evaluate(model, personal=True, use_best=True),
         "alone.test": Evaluate(model, personal=True, use_best=True),
@@ -126,7 +127,7 @@ def works_of(
         }
         works = server.recipe.method.works(settings_of(server, lr))
         work = sent(server, auxiliary, works.train, secret)
-        out[f"train {lr_name(lr)}"] = under_masks(server, lr, remembering(server.recipe, work))
+        out[f"train {lr_name(lr)}"] = split_work(server, under_masks(server, lr, remembering(server.recipe, work)))
         if works.valid is not None:
             out[f"valid {lr_name(lr)}"] = judged(server, works.valid)
     return out
@@ -181,7 +182,7 @@ def client_tasks(experiment: Experiment) -> dict[str, ClientTask]:
         kind, _, rate = name.partition(" ")
         return stages[rate[rate.index("/") :]] if kind == "personal" else sources[kind]
 
-    return {name: ClientTask(work=work, source=source(name)) for name, work in works.items()}
+    return {name: ClientTask(work=work, source=apart(work, source(name))) for name, work in works.items()}
 
 
 def settings_of(server: ServerSide, lr: float) -> ClientSettings:

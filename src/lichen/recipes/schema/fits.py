@@ -22,6 +22,7 @@ from lichen.recipes.schema.features.help import HELP
 from lichen.recipes.schema.features.masks import MASKS
 from lichen.recipes.schema.features.periods.stream import STREAM
 from lichen.recipes.schema.features.personal import PERSONAL
+from lichen.recipes.schema.features.pieces.split import SPLIT
 from lichen.recipes.schema.features.prefer import PREFER
 from lichen.recipes.schema.features.privacy import PRIVACY, published_whole
 from lichen.recipes.schema.features.reward import REWARD
@@ -50,6 +51,7 @@ FEATURES = (
     *STREAM,
     *PREFER,
     *ABSENT,
+    *SPLIT,
 )
 """In the order in which a recipe is looked through."""
 

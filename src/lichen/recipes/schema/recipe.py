@@ -30,6 +30,7 @@ from lichen.recipes.schema.sections.fingerprint import FingerprintConfig
 from lichen.recipes.schema.sections.personal import PersonalConfig
 from lichen.recipes.schema.sections.prefer import PreferConfig
 from lichen.recipes.schema.sections.privacy import PrivacyConfig
+from lichen.recipes.schema.sections.split import SplitConfig
 from lichen.recipes.schema.sections.stream import StreamConfig
 from lichen.recipes.schema.sections.value import ValueConfig
 from lichen.server import rules
@@ -93,6 +94,9 @@ class Recipe(Section):
     fingerprint: FingerprintConfig | None = Field(default=None, description="secret pairs to claim the model by")
     stream: StreamConfig | None = Field(
         default=None, description="rows come period by period; none: all rows are there at once"
+    )
+    split: SplitConfig | None = Field(
+        default=None, description="the server holds the middle of the model; none: each client holds the whole"
     )
     cache_dir: str | None = Field(
         default=None,

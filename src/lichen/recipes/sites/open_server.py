@@ -177,6 +177,9 @@ def needs_rows(recipe: Recipe) -> Iterator[NeedsRows]:
         yield NeedsRows(
             "attack", "who lies on purpose does so in a simulation alone, never at somebody's site", "remove it"
         )
+    if recipe.split is not None:
+        why = "sites load the whole model, and one that holds pieces alone is not there yet"
+        yield NeedsRows("split", why, "remove it, or run it as a simulation", "split=null")
     if recipe.exchange is not None:
         yield NeedsRows("exchange", "an exchange runs in one process", "remove it")
     if "pooled" in compare.baselines:

@@ -24,10 +24,12 @@ from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.recipes.assemble.column import Column, admission_of, local_engine, over_ranks, recipe_engine
 from lichen.recipes.assemble.experiment import Experiment, values_N
+from lichen.recipes.assemble.parts import works_of
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.assemble.sides.attack import colluding
 from lichen.recipes.assemble.sides.masks import unmasking
 from lichen.recipes.assemble.sides.privacy import with_secret
+from lichen.recipes.assemble.sides.splitting.works import splitting
 from lichen.recipes.assemble.sides.withdrawal.absent import without_absent
 from lichen.recipes.assemble.workload import pooled_experiment
 from lichen.recipes.rows.prepare import first_of
@@ -94,7 +96,8 @@ def adapt(
 
 def _local(experiment: Experiment, folder: RunFolder, store: ClientStore) -> Engine:
     engine = over_ranks(folder.ranks, local_engine(experiment, store))
-    return without_absent(engine, experiment.clients.absent, folder.ranks)
+    there = without_absent(engine, experiment.clients.absent, folder.ranks)
+    return splitting(experiment.server, there, works_of(experiment.server))
 
 
 def _federated(
@@ -106,7 +109,8 @@ def _federated(
 
     def around(inner: Engine) -> Engine:
         there = without_absent(inner, experiment.clients.absent, folder.ranks)
-        return unmasking(server.recipe, colluding(server, there), admission.works)
+        there = splitting(server, colluding(server, there), admission.works)
+        return unmasking(server.recipe, there, admission.works)
 
     with ExitStack() as stack:
 

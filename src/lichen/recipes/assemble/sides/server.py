@@ -13,6 +13,7 @@ from lichen.core.roster import Roster
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.augment import Views
 from lichen.data.batches.shards import Shard
+from lichen.recipes.assemble.pieces.split_parts import SplitParts
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.lowrank.submodel import Capacity
 
@@ -36,6 +37,7 @@ class ServerSide:
         views: How it sees them.
         repair: Public safe pairs that it tunes on after the rounds; None: it does not.
         capacity: What each client can train; None where all train everything.
+        split: The pieces of a split model; None where each client holds the whole.
     """
 
     recipe: Recipe
@@ -49,6 +51,7 @@ class ServerSide:
     views: Views | None = None
     repair: Shard | None = None
     capacity: Capacity | None = None
+    split: SplitParts | None = None
 
 
 def capacity_from(roster: Roster, *, scaling: float) -> Capacity | None:

@@ -1,0 +1,50 @@
+"""The ``split`` section: clients hold the two ends of a model, and the server the middle.
+
+References: those of :mod:`lichen.clients.splitting.split_train`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from lichen.recipes.schema.model import Positive, Section
+
+__all__ = ["SplitConfig"]
+
+
+class SplitEndsConfig(Section):
+    """What a client holds, beside the embeddings, the norm and the head."""
+
+    first: tuple[Positive, ...] = Field(
+        default=(2,),
+        min_length=1,
+        description="blocks before the first cut; of several numbers each client has one, "
+        "dealt out in turns as federation.ranks are",
+    )
+    last: tuple[Positive, ...] = Field(
+        default=(1,), min_length=1, description="blocks after the second cut, in the same way"
+    )
+
+    @property
+    def unequal(self) -> bool:
+        """Whether clients hold unequally many blocks."""
+        return len(set(self.first)) > 1 or len(set(self.last)) > 1
+
+
+class SplitConfig(Section):
+    """Clients hold the first and the last blocks, the server holds the middle and trains its adapter."""
+
+    client: SplitEndsConfig = Field(default=SplitEndsConfig(), description="what a client holds")
+    kind: Literal["v1", "v2"] = Field(
+        default="v1",
+        description="`v1`: the server has a copy of the middle's adapter for each client, and after "
+        "federation.local_steps (the sync of SplitLoRA) they are averaged with the clients' ends (SplitFed v1, "
+        "SplitLoRA); `v2`: one copy, clients take turns with it (SplitFed v2)",
+    )
+    local_head: bool = Field(
+        default=False,
+        description="the first blocks learn from the client's own last blocks, put right above the first cut, and wait "
+        "for no gradient: one exchange a step in place of two, three crossings in place of four",
+    )
