@@ -32,6 +32,7 @@ from lichen.recipes.plan.memory import MemoryMeter
 from lichen.recipes.plan.preference import ANSWERS as OWN_ANSWERS
 from lichen.recipes.plan.preference import NOTE, ONCE, once, once_bytes
 from lichen.recipes.plan.profiler import Profiler
+from lichen.recipes.plan.splitting import split_costs, unsplit
 from lichen.recipes.plan.synthetic import with_writing
 from lichen.recipes.plan.timing import Rate
 from lichen.recipes.plan.traffic import traffic
@@ -176,7 +177,7 @@ def estimate_columns(
         base: Bytes of the frozen model.
     """
     invited, engine, whole = invitations(experiment), experiment.recipe.engine, experiment
-    experiment = experiment.with_server(recipe=without_masks(experiment.recipe))
+    experiment = unsplit(experiment.with_server(recipe=without_masks(experiment.recipe)))
     found = _measure(experiment, folder, meter, say, seconds, max(1, *map(len, invited)), base, tuple(work_items))
     kind = experiment.recipe.engine_kind
     ranks = engine.nodes if kind.ranks else 1
@@ -190,6 +191,8 @@ def estimate_columns(
         cost, sent, memory = columns["federated"], masks.sent, replace(memory, peak=memory.peak + masks.vector_bytes)
         columns["federated"] = replace(cost, seconds=cost.seconds + masks.seconds / ranks + masks.server_seconds)
         notes += masks.notes
+    split = split_costs(whole, invited, sent)
+    sent, notes = split.sent, [*notes, *split.notes]
     if ranks > 1:
         notes.append(f"seconds with many clients are one process's divided by {ranks} ranks, which is an estimate")
     if kind.nodes:
@@ -232,6 +235,7 @@ def estimate_columns(
         notes=tuple(notes),
         privacy=promised(whole.server, _numbers(experiment)),
         masks=None if masks is None else masks.facts,
+        split=split.facts,
         seen=planned(experiment, invited, rounds),
         rooms=device_tiers(experiment, client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"]),
     )

@@ -140,6 +140,7 @@ class Estimate:
         read: What was read of the data.
         privacy: What noise will promise, by round, and how large it is; None where there is none.
         masks: What masks promise and cost, stage by stage; None where there are none.
+        split: Bytes of both sides of a split model, and of a token and step; None where it is not split.
         drift: Who sends sums that look for drift, and their bytes; None where nobody looks.
     """
 
@@ -157,6 +158,7 @@ class Estimate:
     read: Mapping[str, Any] | None = None
     privacy: Mapping[str, Any] | None = None
     masks: Mapping[str, Any] | None = None
+    split: Mapping[str, int] | None = None
     drift: Mapping[str, int] | None = None
 
 

@@ -34,6 +34,7 @@ from lichen.recipes.assemble.live_bytes import LiveBytes
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import client_tasks, initial_shared
 from lichen.recipes.assemble.preference.references import without_references
+from lichen.recipes.plan.splitting import split_memory
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 
@@ -106,10 +107,19 @@ def footprint(recipe: Recipe) -> Footprint | None:
     if not task_of(recipe.task).procedure.rounds or recipe.exchange is not None:
         return None
     loaded = open_recipe(recipe, keep_private=False)
+    if recipe.split is not None:
+        both = split_memory(loaded.experiment, _dearest_of(loaded.experiment))
+        return Footprint(frozen=both.client_frozen, training=both.client_training)
     frozen = frozen_tensors(loaded.foundation)
     size = sum(x.untyped_storage().nbytes() for x in frozen)
     training = _training(without_references(loaded.experiment))
     return None if training is None else Footprint(frozen=size, training=training)
+
+
+def _dearest_of(experiment: Experiment) -> int:
+    """The client of a recipe that trains on most."""
+    source = client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"].source
+    return dearest(source, len(experiment.server.roster))
 
 
 def _training(experiment: Experiment) -> int | None:
@@ -117,7 +127,7 @@ def _training(experiment: Experiment) -> int | None:
     known, name = client_tasks(experiment), f"train {lr_name(recipe.optimizer.lr[0])}"
     if name not in known:
         return None
-    client = dearest(known[name].source, len(experiment.server.roster))
+    client = _dearest_of(experiment)
     shared = initial_shared(experiment.server, recipe.optimizer.lr[0])
     job = Job(
         work=name,

@@ -41,6 +41,7 @@ __all__ = [
     "evaluations",
     "invitations",
     "marks",
+    "round_seeds",
 ]
 
 Kind = Literal["train", "score", "alone", "alone.keep", "alone.score", "pooled", "pooled.keep", "pooled.score"]
@@ -66,7 +67,7 @@ class WorkItem:
     clients: float
 
 
-def _round_seeds(experiment: Experiment, rounds: int) -> list[int]:
+def round_seeds(experiment: Experiment, rounds: int) -> list[int]:
     """The seeds of a column's rounds, as the run derives them."""
     run = derive(experiment.recipe.seed, "run")
     return [derive(run, "round", r) for r in range(rounds)]
@@ -129,7 +130,7 @@ def budget(experiment: Experiment, invited: Sequence[Sequence[int]]) -> dict[str
     columns: dict[str, tuple[WorkItem, ...]] = {}
     if "base" in recipe.compare.baselines and recipe.writes:
         columns["base"] = (WorkItem(kind="score", workload=once, clients=scored_clients),)
-    seeds = _round_seeds(experiment, recipe.federation.rounds)
+    seeds = round_seeds(experiment, recipe.federation.rounds)
     trained, seen = marks(experiment, recipe.federation.rounds)
     seen = seen if recipe.noised is None else [0] * len(seen)
     columns["federated"] = (
@@ -202,7 +203,7 @@ def _private(
     count = len(clients)
     keep: Kind = "alone.keep" if name == "alone" else "pooled.keep"
     score: Kind = "alone.score" if name == "alone" else "pooled.score"
-    rows = [(clients, seed, times) for seed, times in zip(_round_seeds(experiment, rounds), trained, strict=True)]
+    rows = [(clients, seed, times) for seed, times in zip(round_seeds(experiment, rounds), trained, strict=True)]
     return (
         WorkItem(kind=name, workload=_trained(source, rows), clients=count * sum(trained)),
         WorkItem(kind=keep, workload=valid.times(sum(seen)), clients=count * sum(seen)),
@@ -216,7 +217,7 @@ def _personal(experiment: Experiment, valid: Workload, test: Workload) -> tuple[
     lr, stages = lr_name(experiment.recipe.optimizer.lr[0]), stages_of(experiment.recipe)
     if not stages:
         return (WorkItem(kind="score", workload=test, clients=len(clients)),)
-    seeds = _round_seeds(experiment, len(stages))
+    seeds = round_seeds(experiment, len(stages))
     training = [
         _trained(tasks[f"personal {lr}{at}"].source, [(clients, seed, 1)])
         for at, seed in zip(stages, seeds, strict=True)
@@ -237,7 +238,7 @@ def _unbudgeted(experiment: Experiment, test: Workload) -> tuple[WorkItem, ...]:
     training, keeping, scoring = _private(experiment, "alone", free.rounds, sum(valid_N, Workload()), test)
     rows = [
         (free.training(r), seed, times)
-        for r, (seed, times) in enumerate(zip(_round_seeds(experiment, free.rounds), trained, strict=True))
+        for r, (seed, times) in enumerate(zip(round_seeds(experiment, free.rounds), trained, strict=True))
     ]
     judged_N = [sum(seen[:most]) for most in free.rounds_N]
     return (
@@ -265,5 +266,5 @@ def invitations(experiment: Experiment) -> list[tuple[int, ...]]:
     # Which of those at work answer first is the clock's to say; how many is not.
     buffered = server.recipe.federation.schedule.kind == "buffered"
     sampler = Uniform(participants(server)) if buffered else sampler_of(server)
-    seeds = _round_seeds(experiment, experiment.recipe.federation.rounds)
+    seeds = round_seeds(experiment, experiment.recipe.federation.rounds)
     return [sampler.invite(weight_N, derive(seed, "invite")) for seed in seeds]

@@ -1,0 +1,287 @@
+"""What a split model costs: bytes that cross the cuts, exactly, and the memory of both sides.
+
+Bytes are counted over the batches that a run will draw: how many tokens cross depends on the rows. Memory is measured:
+one client's round is done with every tensor counted, the client's by itself and the server's by itself.
+
+Legend: C = 1, N tokens of all rows, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import final
+
+import torch
+
+from lichen.clients.splitting.asking import GRADIENT, HIDDEN, LENGTH, SQUARES
+from lichen.clients.splitting.crossing import Rows, narrow
+from lichen.clients.splitting.ends import Cut
+from lichen.clients.splitting.split_evaluate import SplitEvaluate
+from lichen.clients.splitting.split_train import SplitTrain
+from lichen.core.contracts.client import ClientTask, Costed
+from lichen.core.expected import Expected
+from lichen.core.message import Job, Message, size, sizes
+from lichen.core.seeds import derive
+from lichen.core.wire.answer import answer_size
+from lichen.core.wire.shared import Shared
+from lichen.engines.splitting.middle import Middle
+from lichen.models.cohort import Cohort
+from lichen.models.pieces.piece_cohort import PieceCohort
+from lichen.present.units import bytes_text, seconds_text
+from lichen.recipes.assemble.experiment import Experiment, lr_name
+from lichen.recipes.assemble.live_bytes import LiveBytes
+from lichen.recipes.assemble.parts import algorithm_of, client_tasks, initial_shared, validators_of
+from lichen.recipes.assemble.pieces.split_parts import SplitParts
+from lichen.recipes.plan.traffic import TrafficEstimate
+from lichen.recipes.plan.workload import marks, round_seeds
+
+__all__ = ["split_costs", "split_memory", "split_traffic", "unsplit"]
+
+RATES = (10, 100)
+"""Mb/s for which seconds are told."""
+
+
+def unsplit(experiment: Experiment) -> Experiment:
+    """The same with clients that hold the whole model."""
+    recipe = experiment.recipe.model_copy(update={"split": None})
+    return experiment.with_server(recipe=recipe, split=None)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitMemory:
+    """Bytes of both sides.
+
+    Attributes:
+        client_frozen: The frozen weights of a client's two ends.
+        client_training: The most tensors that it holds besides.
+        server_frozen: The frozen weights of the middle.
+        server_training: What the server holds besides, for each client at work.
+        whole_frozen: The frozen weights of the whole model.
+    """
+
+    client_frozen: int
+    client_training: int
+    server_frozen: int
+    server_training: int
+    whole_frozen: int
+
+
+def client_weights(split: SplitParts, cut: Cut) -> int:
+    """Frozen bytes of a client's ends."""
+    return _frozen(split.ends[cut].first, split.ends[cut].last)
+
+
+def _frozen(*parts: object) -> int:
+    """Bytes of the frozen weights of some pieces, each storage once."""
+    cohorts = [part for part in parts if isinstance(part, PieceCohort | Cohort)]
+    each = [x.untyped_storage() for cohort in cohorts for x in cohort.wrapped.frozen().values()]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in each}.values())
+
+
+def split_memory(experiment: Experiment, client: int) -> SplitMemory:
+    """The memory of one client and of the server for it, measured over one round of training."""
+    split, (work, task) = experiment.server.split, _training(experiment)
+    assert split is not None
+    shared, cut = initial_shared(experiment.server, experiment.recipe.optimizer.lr[0]), split.cut_of(client)
+    seed = derive(experiment.recipe.seed, "footprint")
+    job = Job(work="", shared=shared, version=0, clients=(client,), seed=seed, settings={"lr_scale": 1.0})
+    piece = split.middles[cut]
+    middle = Middle(piece=piece, train=work.train, form=work.form, clip=work.clip)
+    mine, theirs = _parted(job, middle.names)
+    own, server = LiveBytes(), LiveBytes()
+    with server:
+        half = middle.start(theirs, mine, client)
+    talk = work.talk(mine, (client,), None, task.source.batches((client,), job.seed))
+    with own:
+        question = next(talk)
+    try:
+        while True:
+            with server:
+                received = {name: x.clone() for name, x in question.tensors.items()}
+                half, answer = middle.answer(half, received, back=not work.local_head)
+                del received
+            del question
+            with own:
+                question = talk.send({name: x.clone() for name, x in answer.items()})
+    except StopIteration:
+        pass
+    return SplitMemory(
+        client_frozen=client_weights(split, cut),
+        client_training=mine.shared.nbytes + own.peak,
+        server_frozen=_frozen(piece),
+        server_training=theirs.shared.nbytes + server.peak,
+        whole_frozen=_frozen(split.ends[cut].first, piece, split.ends[cut].last),
+    )
+
+
+def _training(experiment: Experiment) -> tuple[SplitTrain, ClientTask]:
+    task = client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"]
+    assert isinstance(task.work, SplitTrain)
+    return task.work, task
+
+
+def _parted(job: Job, middle: frozenset[str]) -> tuple[Job, Job]:
+    """The client's part of a job, and the middle's."""
+    ends = {name: x for name, x in job.shared.trainable.items() if name not in middle}
+    inside = {name: x for name, x in job.shared.trainable.items() if name in middle}
+    return replace(job, shared=Shared(ends)), replace(job, shared=Shared(inside))
+
+
+def split_traffic(experiment: Experiment, invited: Sequence[Sequence[int]]) -> TrafficEstimate:
+    """Bytes of the federated column, as the summary of a run will say.
+
+    Args:
+        experiment: The recipe's.
+        invited: Clients of each round.
+    """
+    server, recipe, tasks = experiment.server, experiment.recipe, client_tasks(experiment)
+    lr = recipe.optimizer.lr[0]
+    shared, algorithm = initial_shared(server, lr), algorithm_of(server, lr, recipe.federation.rounds)
+    seeds, (_, seen) = round_seeds(experiment, recipe.federation.rounds), marks(experiment, recipe.federation.rounds)
+    judges = validators_of(server) if any(seen) else ()
+    counted = _Counted(server.split, tasks, shared, server.model.base)
+    up = down = 0
+    for who, seed in zip(invited, seeds, strict=True):
+        for client in who:
+            sent = counted.of(algorithm.work, client, seed, lr_scale=1.0)
+            up, down = up + sent[0], down + sent[1]
+    each = [counted.of(str(algorithm.valid), client, 0) for client in judges]
+    times = sum(bool(n) for n in seen)
+    valid_up, valid_down = times * sum(one[0] for one in each), times * sum(one[1] for one in each)
+    trainings, rounds = max(1, sum(map(len, invited))), recipe.federation.rounds
+    return TrafficEstimate(
+        client_up=round(up / trainings),
+        client_down=round(down / trainings),
+        round_up=round((up + valid_up) / rounds),
+        round_down=round((down + valid_down) / rounds),
+        up=up + valid_up,
+        down=down + valid_down,
+        valid_up=valid_up,
+        valid_down=valid_down,
+        validators=len(judges),
+    )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """Counts what one client's jobs send."""
+
+    split: SplitParts | None
+    tasks: Mapping[str, ClientTask]
+    shared: Shared
+    base: str
+
+    def of(self, name: str, client: int, seed: int, **settings: float) -> tuple[int, int]:
+        """``(bytes up, bytes down)`` of a job."""
+        task, split = self.tasks[name], self.split
+        work = task.work
+        assert split is not None
+        assert isinstance(work, SplitTrain | SplitEvaluate)
+        ends = split.ends_of(client)
+        job = Job(
+            work=name, shared=self.shared, version=0, clients=(client,), seed=seed, base=self.base, settings=settings
+        )
+        mine, _ = _parted(job, ends.middle_names)
+        sent = [
+            *_crossings(work, mine, ends.middle_names, [narrow(b)[1] for b in task.source.batches((client,), seed)])
+        ]
+        up, down = size(_like(work.expected(mine), mine)), sizes(mine)
+        return up + sum(size(question) for question, _ in sent), down + sum(answer for _, answer in sent)
+
+
+def _crossings(
+    work: SplitTrain | SplitEvaluate, job: Job, middle: frozenset[str], batches: Sequence[Rows]
+) -> Iterator[tuple[Message, int]]:
+    """Each question of a client, and bytes of its answer."""
+    form = work.form
+
+    def flat(rows: Rows) -> torch.Tensor:
+        return torch.zeros((), dtype=form.dtype).expand(1, rows.tokens, form.width)
+
+    def asked(rows: Rows, **late: torch.Tensor) -> Message:
+        return form.question(job, (0,), **{HIDDEN: flat(rows), LENGTH: rows.length_B[None]}, **late)
+
+    late: dict[str, torch.Tensor] = {}
+    for rows in batches:
+        yield asked(rows, **late), answer_size({HIDDEN: flat(rows)})
+        if isinstance(work, SplitTrain) and work.local_head:
+            late = {GRADIENT: flat(rows)}
+        elif isinstance(work, SplitTrain):
+            answer = {GRADIENT: flat(rows)}
+            if work.clip is not None:
+                late = {SQUARES: torch.zeros(1, len(work.train.trained(job)))}
+                answer[SQUARES] = torch.zeros(1, len(work.trained_within(job, middle)))
+            yield form.question(job, (0,), **{GRADIENT: flat(rows)}), answer_size(answer)
+    if late:
+        yield form.question(job, (0,), **late), answer_size({})
+
+
+def _like(expected: Expected, job: Job) -> Message:
+    """A message that is as it is declared."""
+    nothing = torch.zeros(())
+    return Message(
+        group=expected.group,
+        client_C=torch.zeros(1, dtype=torch.int64),
+        version_C=torch.full((1,), job.version, dtype=torch.int64),
+        tensors={name: nothing.to(spec.dtype).expand(1, *spec.shape) for name, spec in expected.tensors.items()},
+        weight_C=torch.zeros(1, dtype=torch.float64),
+        metrics={name: nothing.double().expand(1, *spec.shape) for name, spec in expected.metrics.items()},
+    )
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitCosts:
+    """What a plan says of a split; of a recipe without one, what it said before.
+
+    Attributes:
+        sent: Bytes of the federated column.
+        notes: Lines.
+        facts: Numbers; None where it is not split.
+    """
+
+    sent: TrafficEstimate
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, int] | None = None
+
+
+def split_costs(experiment: Experiment, invited: Sequence[Sequence[int]], plain: TrafficEstimate) -> SplitCosts:
+    """What the recipe's split costs.
+
+    Args:
+        experiment: The recipe's.
+        invited: Clients of each round.
+        plain: Bytes of the same run in which each client holds the whole.
+    """
+    if experiment.server.split is None:
+        return SplitCosts(sent=plain)
+    work, task = _training(experiment)
+    heaviest = max(range(len(experiment.server.roster)), key=task.source.cost) if isinstance(task.source, Costed) else 0
+    memory, found = split_memory(experiment, heaviest), split_traffic(experiment, invited)
+    token = 4 * work.form.width * work.form.dtype.itemsize
+    return SplitCosts(
+        sent=found, notes=_notes(found, plain, memory, token), facts={**asdict(memory), "bytes_of_a_token": token}
+    )
+
+
+def _notes(found: TrafficEstimate, plain: TrafficEstimate, memory: SplitMemory, token: int) -> tuple[str, ...]:
+    """What a person should know of a split before it runs."""
+    both, whole = found.client_up + found.client_down, plain.client_up + plain.client_down
+    times = ", ".join(f"{seconds_text(8 * both / (rate * 1e6))} at {rate} Mb/s" for rate in RATES)
+    notes = [
+        f"split: {token:,} bytes cross for a token and step; a client's round sends {bytes_text(both)} both "
+        f"ways: {times}",
+        f"split: a client holds {bytes_text(memory.client_frozen)} of the {bytes_text(memory.whole_frozen)} of frozen "
+        f"weights, and {bytes_text(memory.client_training)} while it trains; the server "
+        f"{bytes_text(memory.server_frozen)}, and {bytes_text(memory.server_training)} for a client",
+        "seconds are those of clients that hold the whole: a split client runs its first blocks twice, and waits",
+    ]
+    if whole < both:
+        notes.append(
+            f"plain LoRA would send {bytes_text(whole)} in a client's round, {both / whole:.3g} times less: split buys "
+            "memory, not bandwidth"
+        )
+    return tuple(notes)
