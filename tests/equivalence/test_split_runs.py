@@ -11,8 +11,11 @@ import resume
 
 import lichen
 from lichen.engines.splitting.middle import Middle
+from support import tiny_llama
 from support.forked_ranks import runs_on
+from support.pieces import four_blocks
 from support.split_llama import made, save_all
+from support.tiny_llama import save_rows
 
 SPLIT = {"client": {"first": 2, "last": 1}}
 
@@ -100,5 +103,27 @@ def test_unequal_ranks_and_cuts_go_together(home: Path, tmp_path: Path) -> None:
     runs = [
         lichen.run(made(home, federation=unequal, **more), out=tmp_path / str(len(more))).folder
         for more in ({}, {"split": {"client": {"first": [3, 1], "last": 1}}})
+    ]
+    assert state(runs[0]) == state(runs[1])
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+def test_a_classifier_is_split_with_its_head_at_the_client(home: Path, tmp_path: Path, name: str) -> None:
+    four_blocks(name).save_pretrained(tmp_path / "model")
+    for file in (home / "small").glob("*token*"):
+        (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+    save_rows(tmp_path / "rows.jsonl", "label", clients=2)
+    targets = {"bert": ["query", "value"], "distilbert": ["q_lin", "v_lin"]}[name]
+    what = tiny_llama.recipe(
+        tmp_path / "model",
+        tmp_path / "rows.jsonl",
+        "label",
+        model={"adapter": {"target_modules": targets, "rank": 2, "alpha": 4}},
+        engine={"packing": False},
+        federation={"rounds": 1, "local_steps": 2},
+    )
+    runs = [
+        lichen.run({**what, **more}, out=tmp_path / str(len(more))).folder
+        for more in ({}, {"split": {"client": {"first": 1, "last": 2}}})
     ]
     assert state(runs[0]) == state(runs[1])
