@@ -150,7 +150,11 @@ WORDS = (
     Old("ascend", "AFL"),
     Old("gain_of", "PerClientGain"),
     Old(
-        "cut", "Submodel", only=("core/contracts/*", "algorithms/*", "server/*", "recipes/assemble/*"), why="cut short"
+        "cut",
+        "Submodel",
+        only=("core/contracts/*", "algorithms/*", "server/*", "recipes/assemble/*"),
+        but=("recipes/assemble/pieces/*", "recipes/assemble/sides/splitting/*"),
+        why="cut short; split learning cuts a model",
     ),
 )
 

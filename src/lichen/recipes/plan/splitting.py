@@ -89,7 +89,7 @@ def split_memory(experiment: Experiment, client: int) -> SplitMemory:
     job = Job(work="", shared=shared, version=0, clients=(client,), seed=seed, settings={"lr_scale": 1.0})
     piece = split.middles[cut]
     middle = Middle(piece=piece, train=work.train, form=work.form, clip=work.clip)
-    mine, theirs = _parted(job, middle.names)
+    mine, theirs = _split_job(job, middle.names)
     own, server = LiveBytes(), LiveBytes()
     with server:
         half = middle.start(theirs, mine, client)
@@ -122,7 +122,7 @@ def _training(experiment: Experiment) -> tuple[SplitTrain, ClientTask]:
     return task.work, task
 
 
-def _parted(job: Job, middle: frozenset[str]) -> tuple[Job, Job]:
+def _split_job(job: Job, middle: frozenset[str]) -> tuple[Job, Job]:
     """The client's part of a job, and the middle's."""
     ends = {name: x for name, x in job.shared.trainable.items() if name not in middle}
     inside = {name: x for name, x in job.shared.trainable.items() if name in middle}
@@ -184,7 +184,7 @@ class _Counted:
         job = Job(
             work=name, shared=self.shared, version=0, clients=(client,), seed=seed, base=self.base, settings=settings
         )
-        mine, _ = _parted(job, ends.middle_names)
+        mine, _ = _split_job(job, ends.middle_names)
         sent = [
             *_crossings(work, mine, ends.middle_names, [narrow(b)[1] for b in task.source.batches((client,), seed)])
         ]
@@ -201,12 +201,12 @@ def _crossings(
     def flat(rows: Rows) -> torch.Tensor:
         return torch.zeros((), dtype=form.dtype).expand(1, rows.tokens, form.width)
 
-    def asked(rows: Rows, **late: torch.Tensor) -> Message:
+    def question_of(rows: Rows, **late: torch.Tensor) -> Message:
         return form.question(job, (0,), **{HIDDEN: flat(rows), LENGTH: rows.length_B[None]}, **late)
 
     late: dict[str, torch.Tensor] = {}
     for rows in batches:
-        yield asked(rows, **late), answer_size({HIDDEN: flat(rows)})
+        yield question_of(rows, **late), answer_size({HIDDEN: flat(rows)})
         if isinstance(work, SplitTrain) and work.local_head:
             late = {GRADIENT: flat(rows)}
         elif isinstance(work, SplitTrain):

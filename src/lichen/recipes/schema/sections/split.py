@@ -28,7 +28,7 @@ class SplitEndsConfig(Section):
     )
 
     @property
-    def unequal(self) -> bool:
+    def several(self) -> bool:
         """Whether clients hold unequally many blocks."""
         return len(set(self.first)) > 1 or len(set(self.last)) > 1
 

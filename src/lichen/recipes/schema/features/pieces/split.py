@@ -109,7 +109,7 @@ SPLIT: tuple[Feature, ...] = (
         clashes=(
             Clash(
                 other="split.client",
-                used=lambda r: r.split.client.unequal,
+                used=lambda r: r.split.client.several,
                 what="clients of unequal cuts take no turns with one copy of the middle: who comes later would decide",
                 fix="use split.kind: v1, or one number of blocks",
                 where="split.client",
