@@ -127,3 +127,14 @@ def test_a_classifier_is_split_with_its_head_at_the_client(home: Path, tmp_path:
         for more in ({}, {"split": {"client": {"first": 1, "last": 2}}})
     ]
     assert state(runs[0]) == state(runs[1])
+
+
+def test_a_split_run_is_replayed_and_a_client_forgotten_as_in_any_other(home: Path, tmp_path: Path) -> None:
+    federation = {"rounds": 2, "local_steps": 1, "history": True}
+    what = made(home, federation=federation, split=SPLIT, engine={"history": 1})
+    whole = lichen.run(what, out=tmp_path / "whole")
+    assert lichen.replay(whole.folder).mean == pytest.approx(whole.summary["columns"]["federated"]["mean"], abs=1e-9)
+    name = json.loads((whole.folder / "roster.json").read_text())["members"][1]["name"]
+    lichen.forget(whole.folder, name, out=tmp_path / "forgotten")
+    absent = lichen.run({**what, "federation": {**federation, "absent": [name]}}, out=tmp_path / "absent").folder
+    assert state(tmp_path / "forgotten")["state/final.safetensors"] == state(absent)["state/final.safetensors"]

@@ -84,8 +84,9 @@ def replay(folder: Path | str, *, without: Sequence[str] = ()) -> Replay:
     require_same(folder, recipe, inputs_of(loaded))
     lr = float(summary["extra"]["lr.federated"])
     fed = recipe.federation.model_copy(update={"history": False})
-    replayed = recipe.model_copy(update={"federation": fed, "value": None})
-    experiment = with_references(loaded.experiment, folder / "state").with_server(recipe=replayed)
+    # Messages are of the whole model, wherever its middle lay: nothing crosses a cut here.
+    replayed = recipe.model_copy(update={"federation": fed, "value": None, "split": None})
+    experiment = with_references(loaded.experiment, folder / "state").with_server(recipe=replayed, split=None)
     server = experiment.server
     gone = _indices(server.roster, without)
     with tempfile.TemporaryDirectory() as aside:

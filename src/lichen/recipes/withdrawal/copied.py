@@ -30,6 +30,7 @@ from lichen.recipes.assemble.column import admission_of, local_engine
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.parts import algorithm_of
 from lichen.recipes.assemble.run_folder import RunFolder
+from lichen.recipes.assemble.sides.splitting.works import splitting
 from lichen.recipes.assemble.sides.withdrawal.absent import KEY, without_absent
 from lichen.recipes.withdrawal.start import Start
 
@@ -100,6 +101,7 @@ def _judged(
     admission = admission_of(server, experiment.clients.auxiliary)
     algorithm = replace(algorithm_of(server, lr, until), admission=admission)
     engine = without_absent(local_engine(experiment, ClientStore(target.parent / "clients")), absent)
+    engine = splitting(server, engine, admission.works)
     best: ServerState | None = None
     for entry in entries:
         event = event_of(entry.traced.encode())

@@ -45,6 +45,7 @@ def require_rounds(recipe: Recipe, folder: Path, how: str) -> None:
         f"optimizer.name: {recipe.optimizer.name}": Property.PLAIN_TRAINING not in recipe.method.allows,
         "federation.keep_optimizer": fed.keep_optimizer,
         "a stream": recipe.streams,
+        "the section split": recipe.split is not None,
     }
     for name, there in others.items():
         if there:
