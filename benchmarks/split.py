@@ -32,7 +32,7 @@ def measure() -> None:
     from lichen.recipes.assemble.open import open_recipe
     from lichen.recipes.comparison import read_comparison
     from lichen.recipes.plan.footprint import footprint
-    from lichen.recipes.plan.splitting import split_memory, split_traffic
+    from lichen.recipes.plan.pieces.split_costs import split_memory, split_traffic
     from lichen.recipes.plan.workload import invitations
     from lichen.recipes.schema.sections.split import SplitConfig
 

@@ -9,8 +9,8 @@ import pytest
 
 import lichen
 from lichen.recipes.plan.footprint import footprint
+from lichen.recipes.plan.pieces.split_costs import split_memory, split_traffic
 from lichen.recipes.plan.plan import Plan
-from lichen.recipes.plan.splitting import split_memory, split_traffic
 from lichen.recipes.plan.workload import invitations
 from lichen.recipes.schema.read import read_recipe
 from support.split_llama import experiment, made, save_all

@@ -10,7 +10,7 @@ Legend: C clients, B rows, T tokens, H width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, final
 
 import torch
@@ -74,22 +74,20 @@ class Ends:
         first: Gives hidden states at the first cut.
         last: Takes those at the second cut in the place of tokens; a cohort of the recipe's task.
         middle_names: What is trained between them.
+        first_names: What is trained of the first piece.
+        last_names: What is trained of the last.
     """
 
     first: Piece
     last: CohortModel
     middle_names: frozenset[str]
-    first_names: frozenset[str] = field(init=False)
-    last_names: frozenset[str] = field(init=False)
+    first_names: frozenset[str]
+    last_names: frozenset[str]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "first_names", frozenset(self.first.init(0)))
-        object.__setattr__(self, "last_names", frozenset(self.last.init(0)))
-
-    @property
-    def names(self) -> frozenset[str]:
-        """What a client trains, by the whole model's names."""
-        return self.first_names | self.last_names
+    @classmethod
+    def around(cls, middle: Piece, first: Piece, last: CohortModel) -> Ends:
+        """The ends around a middle."""
+        return cls(first, last, *(frozenset(piece.init(0)) for piece in (middle, first, last)))
 
     def hidden(self, params_C: Tree, batch: Batch) -> Tensor:
         """``(C, B, T, H)`` at the first cut."""

@@ -29,10 +29,10 @@ from lichen.recipes.plan.estimate import MODELS, Cost, Estimate, Memory, disk_of
 from lichen.recipes.plan.flops import Flops, counted
 from lichen.recipes.plan.masks import masked_rounds
 from lichen.recipes.plan.memory import MemoryMeter
+from lichen.recipes.plan.pieces.split_costs import split_costs, unsplit
 from lichen.recipes.plan.preference import ANSWERS as OWN_ANSWERS
 from lichen.recipes.plan.preference import NOTE, ONCE, once, once_bytes
 from lichen.recipes.plan.profiler import Profiler
-from lichen.recipes.plan.splitting import split_costs, unsplit
 from lichen.recipes.plan.synthetic import with_writing
 from lichen.recipes.plan.timing import Rate
 from lichen.recipes.plan.traffic import traffic

@@ -34,7 +34,7 @@ from lichen.recipes.assemble.live_bytes import LiveBytes
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import client_tasks, initial_shared
 from lichen.recipes.assemble.preference.references import without_references
-from lichen.recipes.plan.splitting import split_memory
+from lichen.recipes.plan.pieces.split_costs import split_memory
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 

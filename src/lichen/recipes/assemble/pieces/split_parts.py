@@ -6,11 +6,10 @@ Legend: H width.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, cast, final
+from typing import Any, cast
 
 from lichen.clients.splitting.ends import Cut, Ends
+from lichen.clients.splitting.split_parts import SplitParts
 from lichen.core.contracts.model import CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.wrapping import innermost
@@ -22,35 +21,7 @@ from lichen.models.pieces.families import blocks_of
 from lichen.models.pieces.piece_cohort import PieceCohort
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["SplitParts", "split_parts"]
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SplitParts:
-    """The pieces of a split model.
-
-    Attributes:
-        cuts: Dealt out to clients in turns.
-        ends: What clients of a cut hold.
-        middles: What the server holds for them.
-        width: H, numbers of a hidden state.
-        dtype_bytes: Bytes of one of them.
-    """
-
-    cuts: tuple[Cut, ...]
-    ends: Mapping[Cut, Ends]
-    middles: Mapping[Cut, PieceCohort]
-    width: int
-    dtype_bytes: int
-
-    def cut_of(self, client: int) -> Cut:
-        """A client's cut."""
-        return self.cuts[client % len(self.cuts)]
-
-    def ends_of(self, client: int) -> Ends:
-        """What a client holds."""
-        return self.ends[self.cut_of(client)]
+__all__ = ["split_parts"]
 
 
 def cuts_of(recipe: Recipe, blocks: int) -> tuple[Cut, ...]:
@@ -89,7 +60,7 @@ def split_parts(recipe: Recipe, foundation: Any, model: CohortModel) -> SplitPar
     for cut in dict.fromkeys(cuts):
         middle = middles[cut] = _piece(foundation, whole, cut.first, blocks - cut.last)
         first, last = _piece(foundation, whole, 0, cut.first), _last(foundation, whole, blocks - cut.last, blocks)
-        ends[cut] = Ends(first, last, frozenset(middle.init(0)))
+        ends[cut] = Ends.around(middle, first, last)
     width = int(foundation.config.get_text_config().hidden_size)
     return SplitParts(cuts=cuts, ends=ends, middles=middles, width=width, dtype_bytes=foundation.dtype.itemsize)
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+from lichen.clients.splitting.split_parts import SplitParts
 from lichen.core.contracts.model import CohortModel
 from lichen.core.roster import Roster
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.augment import Views
 from lichen.data.batches.shards import Shard
-from lichen.recipes.assemble.pieces.split_parts import SplitParts
 from lichen.recipes.schema.recipe import Recipe
 from lichen.server.lowrank.submodel import Capacity
 

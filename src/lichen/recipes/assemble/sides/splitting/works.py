@@ -14,6 +14,7 @@ from lichen.clients.splitting.asking import Form
 from lichen.clients.splitting.ends import Cut
 from lichen.clients.splitting.one_by_one import OneByOne
 from lichen.clients.splitting.split_evaluate import SplitEvaluate
+from lichen.clients.splitting.split_parts import SplitParts
 from lichen.clients.splitting.split_train import SplitTrain
 from lichen.clients.training.gradient_steps import Clip
 from lichen.clients.training.train import Train
@@ -22,7 +23,6 @@ from lichen.core.contracts.engine import Engine
 from lichen.data.batches.shards import EVAL_ROWS
 from lichen.engines.splitting.middle import Middle
 from lichen.engines.splitting.split_engine import SplitEngine
-from lichen.recipes.assemble.pieces.split_parts import SplitParts
 from lichen.recipes.assemble.sides.server import ServerSide
 
 __all__ = ["apart", "split_work", "splitting"]

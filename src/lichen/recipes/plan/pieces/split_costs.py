@@ -18,6 +18,7 @@ from lichen.clients.splitting.asking import GRADIENT, HIDDEN, LENGTH, SQUARES
 from lichen.clients.splitting.crossing import Rows, narrow
 from lichen.clients.splitting.ends import Cut
 from lichen.clients.splitting.split_evaluate import SplitEvaluate
+from lichen.clients.splitting.split_parts import SplitParts
 from lichen.clients.splitting.split_train import SplitTrain
 from lichen.core.contracts.client import ClientTask, Costed
 from lichen.core.expected import Expected
@@ -32,7 +33,6 @@ from lichen.present.units import bytes_text, seconds_text
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.live_bytes import LiveBytes
 from lichen.recipes.assemble.parts import algorithm_of, client_tasks, initial_shared, validators_of
-from lichen.recipes.assemble.pieces.split_parts import SplitParts
 from lichen.recipes.plan.traffic import TrafficEstimate
 from lichen.recipes.plan.workload import marks, round_seeds
 
