@@ -14,14 +14,14 @@ from typing import final
 
 import torch
 
-from lichen.clients.splitting.asking import GRADIENT, HIDDEN, LENGTH, SQUARES
+from lichen.clients.splitting.asking import GRADIENT, HIDDEN, LENGTH, SQUARES, Form
 from lichen.clients.splitting.crossing import Rows, narrow
 from lichen.clients.splitting.ends import Cut
 from lichen.clients.splitting.split_evaluate import SplitEvaluate
 from lichen.clients.splitting.split_parts import SplitParts
 from lichen.clients.splitting.split_train import SplitTrain
 from lichen.core.contracts.client import ClientTask, Costed
-from lichen.core.expected import Expected
+from lichen.core.expected import Expected, TensorSpec
 from lichen.core.message import Job, Message, size, sizes
 from lichen.core.seeds import derive
 from lichen.core.wire.answer import answer_size
@@ -196,17 +196,18 @@ def _crossings(
     work: SplitTrain | SplitEvaluate, job: Job, middle: frozenset[str], batches: Sequence[Rows]
 ) -> Iterator[tuple[Message, int]]:
     """Each question of a client, and bytes of its answer."""
-    form = work.form
+    form, token = work.form, token_of(work.form)
 
     def flat(rows: Rows) -> torch.Tensor:
-        return torch.zeros((), dtype=form.dtype).expand(1, rows.tokens, form.width)
+        return torch.zeros((), dtype=token.dtype).expand(1, rows.tokens, token.shape[1])
 
-    def question_of(rows: Rows, **late: torch.Tensor) -> Message:
-        return form.question(job, (0,), **{HIDDEN: flat(rows), LENGTH: rows.length_B[None]}, **late)
+    def question_of(tensors: Mapping[str, torch.Tensor]) -> Message:
+        return replace(_like(Expected(group=form.group), job), tensors=dict(tensors))
 
     late: dict[str, torch.Tensor] = {}
     for rows in batches:
-        yield question_of(rows, **late), answer_size({HIDDEN: flat(rows)})
+        entry = {HIDDEN: flat(rows), LENGTH: rows.length_B[None], **late}
+        yield question_of(entry), answer_size({HIDDEN: flat(rows)})
         if isinstance(work, SplitTrain) and work.local_head:
             late = {GRADIENT: flat(rows)}
         elif isinstance(work, SplitTrain):
@@ -214,9 +215,14 @@ def _crossings(
             if work.clip is not None:
                 late = {SQUARES: torch.zeros(1, len(work.train.trained(job)))}
                 answer[SQUARES] = torch.zeros(1, len(work.trained_within(job, middle)))
-            yield form.question(job, (0,), **{GRADIENT: flat(rows)}), answer_size(answer)
+            yield question_of({GRADIENT: flat(rows)}), answer_size(answer)
     if late:
-        yield form.question(job, (0,), **late), answer_size({})
+        yield question_of(late), answer_size({})
+
+
+def token_of(form: Form) -> TensorSpec:
+    """The tokens of a crossing, as they are declared."""
+    return form.expected(HIDDEN).tensors[HIDDEN]
 
 
 def _like(expected: Expected, job: Job) -> Message:
@@ -261,7 +267,7 @@ def split_costs(experiment: Experiment, invited: Sequence[Sequence[int]], plain:
     work, task = _training(experiment)
     heaviest = max(range(len(experiment.server.roster)), key=task.source.cost) if isinstance(task.source, Costed) else 0
     memory, found = split_memory(experiment, heaviest), split_traffic(experiment, invited)
-    token = 4 * work.form.width * work.form.dtype.itemsize
+    token = 4 * token_of(work.form).shape[1] * token_of(work.form).dtype.itemsize
     return SplitCosts(
         sent=found, notes=_notes(found, plain, memory, token), facts={**asdict(memory), "bytes_of_a_token": token}
     )
