@@ -72,7 +72,7 @@ def test_the_demo_runs_a_recipe_of_the_gallery() -> None:
 @every
 def test_commands_and_their_options_exist(document: Path) -> None:
     commands = {name: app for name, app in ((n, cli.app[n]) for n in cli.app) if not name.startswith("-")}
-    for name, rest in re.findall(r"^(?:\s*)lichen ([a-z]+)([^\n#]*)", code(document), re.M):
+    for name, rest in re.findall(r"^(?:\s*)lichen ([a-z]+(?:-[a-z]+)*)([^\n#]*)", code(document), re.M):
         assert name in commands, f"lichen {name}"
         inner = [word for word in rest.split()[:1] if word in commands[name]]
         known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", apply_help(name, *inner)))

@@ -118,6 +118,11 @@ WALK: dict[str, list[list[str]]] = {
     "fingerprint": [["fingerprint", EVIL]],
     "claim": [["claim", EVIL, "--secret", EVIL], ["claim", "foreign", "--secret", EVIL]],
     "audit": [["audit", EVIL]],
+    "split-audit": [
+        ["split-audit", EVIL],
+        ["split-audit", EVIL, "--cuts", EVIL],
+        ["split-audit", EVIL, "--code", EVIL],
+    ],
     "influence": [["influence", EVIL], ["influence", "foreign", "--client", EVIL]],
     "card": [["card", EVIL], ["card", f"odd{EVIL}.jsonl"]],
     "federation": [

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from lichen import __version__
-from lichen.cli_audit import audit_command, influence_command
+from lichen.cli_audit import audit_command, influence_command, split_audit_command
 from lichen.cli_cache import cache_command
 from lichen.cli_card import card_command
 from lichen.cli_compare import compare_command
@@ -63,6 +63,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "fingerprint": fingerprint_command,
     "claim": claim_command,
     "audit": audit_command,
+    "split-audit": split_audit_command,
     "influence": influence_command,
     "cache": cache_command,
     "serve": serve_command,

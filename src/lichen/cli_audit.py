@@ -1,5 +1,5 @@
-"""The commands of who looks into a run with its data at hand: ``audit`` says what it gave away, ``influence`` which
-rows have helped it.
+"""The commands of who looks into a run with its data at hand: ``audit`` says what it gave away, ``split-audit`` what it
+would if its model were cut, ``influence`` which rows have helped it.
 
 Nothing heavy is imported until it is called.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lichen.shell import log, print_json, say, show
 
-__all__ = ["audit_command", "influence_command"]
+__all__ = ["audit_command", "influence_command", "split_audit_command"]
 
 
 def audit_command(
@@ -93,6 +93,54 @@ def _audit_several(folders: tuple[Path, ...], *, rows: int, messages: int, sums:
         return
     show(runs_table(runs))
     for line in runs_words(runs):
+        say(line)
+
+
+def split_audit_command(
+    folder: Path,
+    /,
+    *,
+    cuts: str | None = None,
+    code: str | None = None,
+    noise: float = 0.0,
+    rows: int = 64,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Say how much of its texts a server could read, if a finished run's model were cut and clients held what is below.
+
+    Test rows go through the blocks below each cut, as they were trained; two readers that have seen none of the rows
+    name each token from its hidden states alone: the nearest embedding, and a linear decoder fitted on random tokens.
+
+    Parameters
+    ----------
+    folder
+        The run's folder; its data are opened again, and nothing in it changes.
+    cuts
+        Blocks below each cut, such as 1,2,8; without it 1, 2, 4 and so on.
+    code
+        How tokens are coded that cross, such as int8 or topk:64/256,int8; without it float32.
+    noise
+        Standard deviation of Gaussian noise on a token, relative to its norm.
+    rows
+        Test rows at most.
+    seed
+        Of the random tokens and the noise.
+    json
+        Print what was found as JSON, and nothing else, on standard output.
+    """
+    from lichen.recipes.audit.crossings import split_audit
+    from lichen.recipes.audit.crossings_report import crossings_table, crossings_words, cuts_of
+
+    words = [word.strip() for word in (code or "").split(",") if word.strip()]
+    found = split_audit(folder, cuts=cuts_of(cuts or ""), code=words, noise=noise, rows=rows, seed=seed)
+    if json:
+        from dataclasses import asdict
+
+        print_json({"folder": str(folder), "cuts": [asdict(one) for one in found]})
+        return
+    show(crossings_table(found))
+    for line in crossings_words(found):
         say(line)
 
 
