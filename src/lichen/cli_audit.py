@@ -102,7 +102,7 @@ def split_audit_command(
     *,
     cuts: str | None = None,
     code: str | None = None,
-    noise: float = 0.0,
+    noise: float | None = None,
     rows: int = 64,
     seed: int = 0,
     json: bool = False,
@@ -117,11 +117,11 @@ def split_audit_command(
     folder
         The run's folder; its data are opened again, and nothing in it changes.
     cuts
-        Blocks below each cut, such as 1,2,8; without it 1, 2, 4 and so on.
+        Blocks below each cut, such as 1,2,8; without it a split run's own, else 1, 2, 4 and so on.
     code
-        How tokens are coded that cross, such as int8 or topk:64/256,int8; without it float32.
+        How tokens are coded that cross, such as int8 or topk:64/256,int8; without it as in a split run, else float32.
     noise
-        Standard deviation of Gaussian noise on a token, relative to its norm.
+        Standard deviation of Gaussian noise on a token, relative to its norm; without it a split run's, else 0.
     rows
         Test rows at most.
     seed
@@ -132,7 +132,7 @@ def split_audit_command(
     from lichen.recipes.audit.crossings import split_audit
     from lichen.recipes.audit.crossings_report import crossings_table, crossings_words, cuts_of
 
-    words = [word.strip() for word in (code or "").split(",") if word.strip()]
+    words = None if code is None else [word.strip() for word in code.split(",") if word.strip()]
     found = split_audit(folder, cuts=cuts_of(cuts or ""), code=words, noise=noise, rows=rows, seed=seed)
     if json:
         from dataclasses import asdict

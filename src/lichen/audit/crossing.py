@@ -9,16 +9,24 @@ Legend: B rows, T tokens of a row, N tokens of all rows, H width, E width of an 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lichen.audit.token_recovery import Recovery, random_rows, token_recovery
+from lichen.core import tree as trees
 from lichen.core.errors import LichenError
 from lichen.core.seeds import derive
+from lichen.core.wire.shared import Shared
+from lichen.data.batches.rows import TextShard
+from lichen.data.batches.shards import Shard
+from lichen.models.cohort import Cohort
+from lichen.models.packed_cohort import base_of
 from lichen.transforms.activations import ActivationCode, noisy_tokens
 
-__all__ = ["Hidden", "read_crossing", "recovery_sentence"]
+__all__ = ["blocks_below", "read_crossing", "recovery_sentence", "some_rows"]
 
 Hidden = Callable[[Tensor, Tensor], Tensor]
 """Token ids and mask ``(B, T)``, padded on the right, to hidden states ``(B, T, H)`` at the cut."""
@@ -100,3 +108,25 @@ def recovery_sentence(cut: int, recovery: Recovery) -> str:
         f"Who sees what crosses after block {cut} reads {best:.0%} of {recovery.tokens} tokens "
         f"(a guess without looking: {recovery.constant:.0%})."
     ).replace("%", " %")
+
+
+def blocks_below(model: Cohort, shared: Shared, cut: int) -> Hidden:
+    """The blocks below a cut of a model, with what was trained of them."""
+    params_C, part = trees.broadcast(shared.trainable, 1), base_of(model.wrapped)
+    device = model.wrapped.model.device
+
+    def hidden(ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        inputs: dict[str, Any] = {"input_ids": ids_BT.to(device), "attention_mask": mask_BT.to(device)}
+        out = model.wrapped.call(params_C, shared.fixed, part=part, output_hidden_states=True, **inputs)
+        states: tuple[Tensor, ...] = out.hidden_states
+        # What an adapter puts before a row, such as a soft prompt, is no token of it.
+        return states[cut][:, -ids_BT.shape[1] :].float()
+
+    return hidden
+
+
+def some_rows(shards: Sequence[Shard], rows: int) -> list[Tensor]:
+    """Token ids of the first rows of each client, so many together at most; none where they are no texts."""
+    each = max(1, rows // max(len(shards), 1))
+    texts = [row for s in shards if isinstance(s, TextShard) for row in islice(s.input_ids, each)]
+    return [torch.as_tensor(row, dtype=torch.int64) for row in texts[:rows]]

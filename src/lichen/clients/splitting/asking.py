@@ -1,10 +1,15 @@
 """What a client of a split model may ask its server, and the questions themselves.
 
-Legend: C = 1, B rows, N tokens of all rows, H width, P trained tensors of one side.
+Where the recipe has a code, hidden states and gradients cross as it makes them, up and down; noise lies on what goes
+up, before it is coded. The draws of a question follow from the job's seed, the client and the question's number, those
+of an answer from the job's seed and the bytes that it answers, so that an answer depends on nothing else.
+
+Legend: C = 1, B rows, N tokens of all rows, H width, K bytes of a coded token, P trained tensors of one side.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -15,7 +20,9 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.expected import ANY, Expected, TensorSpec
 from lichen.core.message import Job, Message
+from lichen.core.seeds import derive
 from lichen.core.tree import Tree
+from lichen.transforms.activations import ActivationCode, noisy_tokens
 
 __all__ = ["GRADIENT", "HIDDEN", "LENGTH", "SQUARES", "Form", "received"]
 
@@ -35,6 +42,8 @@ class Form:
         most: Tokens of a row, at most.
         width: H.
         dtype: Of hidden states.
+        code: How hidden states and gradients cross; None: as they are.
+        noise: On those that go up, relative to the norm of each token's.
     """
 
     group: str
@@ -42,22 +51,35 @@ class Form:
     most: int
     width: int
     dtype: torch.dtype = torch.float32
+    code: ActivationCode | None = None
+    noise: float = 0.0
+
+    @property
+    def token(self) -> TensorSpec:
+        """The tokens of a question or an answer, as they cross: ``(N, H)`` numbers or ``(N, K)`` bytes."""
+        if self.code is None:
+            return TensorSpec((ANY, self.width), self.dtype)
+        return TensorSpec((ANY, self.code.nbytes(self.width)), torch.uint8)
 
     def expected(self, *names: str, squares: int = 0, optional: bool = False) -> Expected:
         """A question with these tensors, or with some of them; and how many squares there are."""
-        flat = TensorSpec((ANY, self.width), self.dtype)
-        specs = {HIDDEN: flat, GRADIENT: flat, LENGTH: TensorSpec((self.rows,), torch.int32)}
+        specs = {HIDDEN: self.token, GRADIENT: self.token, LENGTH: TensorSpec((self.rows,), torch.int32)}
         specs[SQUARES] = TensorSpec((squares,))
         return Expected(
             group=self.group,
             tensors={name: specs[name] for name in names},
             weight=(0.0, 0.0),
-            numbers=len(names) * (self.rows * self.most * self.width + self.rows) + squares,
+            numbers=len(names) * (self.rows * self.most * self.token.shape[1] + self.rows) + squares,
             optional=frozenset(names) if optional else frozenset(),
         )
 
-    def question(self, job: Job, clients: Sequence[int], **tensors: Tensor) -> Message:
-        """What is asked, with tensors ``(1, ...)``."""
+    def question(self, job: Job, clients: Sequence[int], number: int, **tensors: Tensor) -> Message:
+        """What is asked as a client's question of this number, with tensors ``(1, ...)``, noisy and coded."""
+        seed = derive(job.seed, job.work, clients[0], "question", number)
+        for name in (HIDDEN, GRADIENT):
+            if name in tensors:
+                tensors[name] = noisy_tokens(tensors[name], self.noise, [derive(seed, name)])
+        tensors = self._encoded(tensors, seed)
         return Message(
             group=self.group,
             client_C=torch.tensor(clients, dtype=torch.int64),
@@ -65,6 +87,40 @@ class Form:
             tensors=tensors,
             weight_C=torch.zeros(len(clients), dtype=torch.float64),
         )
+
+    def answer(self, tensors: Tree, question: Mapping[str, Tensor], seed: int) -> Tree:
+        """What is answered to a question as it came, coded."""
+        if self.code is None:
+            return tensors
+        came = [zlib.crc32(x.contiguous().cpu().numpy().tobytes()) for _, x in sorted(question.items())]
+        return self._encoded(tensors, derive(seed, "answer", *came))
+
+    def decoded(self, tensors: Mapping[str, Tensor]) -> Tree:
+        """The tensors of a question or an answer, those that crossed coded as numbers again.
+
+        Raises:
+            LichenError: if they do not have the code's bytes.
+        """
+        tree: Tree = dict(tensors)
+        for name in (HIDDEN, GRADIENT) if self.code is not None else ():
+            if (x := tree.get(name)) is not None:
+                assert self.code is not None
+                tree[name] = self.code.decode(x, *_one_row(x), {}, self.width)[0].to(self.dtype)
+        return tree
+
+    def _encoded(self, tensors: Mapping[str, Tensor], seed: int) -> Tree:
+        tree: Tree = dict(tensors)
+        for name in (HIDDEN, GRADIENT) if self.code is not None else ():
+            if (x := tree.get(name)) is not None:
+                assert self.code is not None
+                tree[name] = self.code.encode(x, *_one_row(x), {}, [derive(seed, name)])[0]
+        return tree
+
+
+def _one_row(x_CN: Tensor) -> tuple[Tensor, Tensor]:
+    """All tokens as one row of which nothing is remembered."""
+    count = x_CN.shape[1] if x_CN.dim() > 1 else 0
+    return torch.tensor([count]), torch.tensor([-1])
 
 
 def received(answer_C: Mapping[str, Tensor], name: str, like_CNH: Tensor) -> Tensor:

@@ -57,10 +57,11 @@ class SplitEvaluate:
         """
         state = self.evaluate.init(job, clients, own_C)
         ends = self.ends(clients[0])
-        for whole in batches:
+        for number, whole in enumerate(batches):
             batch, rows = narrow(whole)
             sent = rows.flat(ends.hidden(state.params_C, batch))
-            answer_C = yield self.form.question(job, clients, **{HIDDEN: sent, LENGTH: rows.length_B[None]})
+            about = {HIDDEN: sent, LENGTH: rows.length_B[None]}
+            answer_C = self.form.decoded((yield self.form.question(job, clients, number, **about)))
             middle = entering(batch, rows.padded(received(answer_C, HIDDEN, sent)))
             more = measure(ends.last, ends.last_params(state.params_C), {}, middle)
             state = replace(state, sums={name: total + more[name] for name, total in state.sums.items()})

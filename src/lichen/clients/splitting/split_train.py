@@ -93,12 +93,15 @@ class SplitTrain:
         state = self.train.init(job, clients, own_C)
         ends = self.ends(clients[0])
         late: dict[str, Tensor] = {}
+        number = 0
         for whole in batches:
             batch, rows = narrow(whole)
             params_C = {**state.params_C, **state.frozen_C}
             hidden_CBTH = ends.hidden(params_C, batch)
             sent = rows.flat(hidden_CBTH)
-            answer_C = yield self.form.question(job, clients, **{HIDDEN: sent, LENGTH: rows.length_B[None]}, **late)
+            about = {HIDDEN: sent, LENGTH: rows.length_B[None], **late}
+            answer_C = self.form.decoded((yield self.form.question(job, clients, number, **about)))
+            number += 1
             middle_CBTH = rows.padded(received(answer_C, HIDDEN, sent))
             up = ends.upper(state.params_C, state.frozen_C, batch, middle_CBTH)
             gradient = rows.flat(up.gradient_CBTH)
@@ -106,7 +109,9 @@ class SplitTrain:
                 late = {GRADIENT: gradient}
                 below_CBTH = ends.skipping(params_C, batch, hidden_CBTH)
             else:
-                answer_C = yield self.form.question(job, clients, **{GRADIENT: gradient})
+                asked = self.form.question(job, clients, number, **{GRADIENT: gradient})
+                answer_C = self.form.decoded((yield asked))
+                number += 1
                 below_CBTH = rows.padded(received(answer_C, GRADIENT, sent))
             grads_C = {**ends.lower(state.params_C, state.frozen_C, batch, below_CBTH), **up.grads_C}
             if self.clip is not None and not self.local_head:
@@ -116,7 +121,7 @@ class SplitTrain:
                 grads_C = cut_to_norm(grads_C, self.clip, late[SQUARES], names, theirs)
             state = self.train.stepped(state, batch, grads_C, up.loss_C, up.count_C)
         if late:
-            yield self.form.question(job, clients, **late)
+            yield self.form.question(job, clients, number, **late)
         return self.train.final(state)
 
     def trained_within(self, job: Job, names: Iterable[str]) -> tuple[str, ...]:

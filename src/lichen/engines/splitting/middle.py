@@ -39,6 +39,7 @@ class Half:
         batch: What came last.
         theirs: Trained tensors of the client.
         grads_C: Of the step that waits for the client's squares; empty where none does.
+        seed: The job's.
     """
 
     state: TrainState
@@ -46,6 +47,7 @@ class Half:
     batch: Batch = field(default_factory=dict)
     theirs: tuple[str, ...] = ()
     grads_C: Tree = field(default_factory=dict)
+    seed: int = 0
 
 
 @final
@@ -79,7 +81,9 @@ class Middle:
             theirs: With the client's.
             client: Whose it is.
         """
-        return Half(state=self.train.init(job, (client,), None), theirs=tuple(self.train.trained(theirs)))
+        return Half(
+            state=self.train.init(job, (client,), None), theirs=tuple(self.train.trained(theirs)), seed=job.seed
+        )
 
     def answer(self, half: Half, question: Tree, *, back: bool = True) -> tuple[Half, Tree]:
         """``(half, answer)`` to one client's question, its tensors ``(1, ...)``: a step by the squares or the gradient
@@ -94,6 +98,7 @@ class Middle:
             LichenError: if the lengths do not fit what came, or a gradient comes that is of nothing.
         """
         answer: Tree = {}
+        came, question = question, self.form.decoded(question)
         if SQUARES in question:
             half = self._stepped(half, question[SQUARES])
         if GRADIENT in question:
@@ -109,15 +114,16 @@ class Middle:
         if HIDDEN in question:
             self.check_over(half)
             half, answer[HIDDEN] = self._forward(half, question[HIDDEN], question[LENGTH][0])
-        return half, answer
+        return half, self.form.answer(answer, came, half.seed)
 
     def scored(self, job: Job, question: Tree) -> Tree:
         """The answer to a question of an evaluation, at the middle's shared tensors of a job."""
         rows = self._rows(question[LENGTH][0])
+        came, question = question, self.form.decoded(question)
         with torch.no_grad():
             params_C = trees.expand(job.shared.trainable, 1)
             out_CBTH = self.piece.hidden(params_C, {}, rows.batch(question[HIDDEN]))
-        return {HIDDEN: rows.flat(out_CBTH)}
+        return self.form.answer({HIDDEN: rows.flat(out_CBTH)}, came, job.seed)
 
     def check_over(self, half: Half) -> None:
         """Refuse what comes while a step is not over.

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
-from torch import Tensor
 
-from lichen.audit.crossing import Hidden, read_crossing
+from lichen.audit.crossing import blocks_below, read_crossing, some_rows
 from lichen.audit.label_recovery import labels_of_logits
 from lichen.audit.token_recovery import Recovery
 from lichen.core import tree as trees
@@ -25,9 +24,7 @@ from lichen.core.files.manifest import MANIFEST, check
 from lichen.core.seeds import derive
 from lichen.core.store import load_tree
 from lichen.core.wire.shared import Shared
-from lichen.data.batches.rows import TextShard
 from lichen.models.cohort import Cohort
-from lichen.models.packed_cohort import base_of
 from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.inputs import inputs_of, require_same
 from lichen.recipes.artifacts.withdrawn.deletions import refuse_withdrawn
@@ -63,8 +60,8 @@ def split_audit(
     folder: Path | str,
     *,
     cuts: Sequence[int] = (),
-    code: Sequence[str] = (),
-    noise: float = 0.0,
+    code: Sequence[str] | None = None,
+    noise: float | None = None,
     rows: int = 64,
     seed: int = 0,
 ) -> tuple[Crossing, ...]:
@@ -72,28 +69,31 @@ def split_audit(
 
     Args:
         folder: The run's folder; its data and its model are opened again, and nothing in it changes.
-        cuts: Blocks below each cut; none: 1, 2, 4, 8, … as many as the model has.
-        code: Words of how tokens are coded; none: float32.
-        noise: Standard deviation of Gaussian noise, relative to a token's norm.
+        cuts: Blocks below each cut; none: those of a split run, else 1, 2, 4, 8, … as many as the model has.
+        code: Words of how tokens are coded; None: as a split run does, else as they are.
+        noise: Standard deviation of Gaussian noise, relative to a token's norm; None: a split run's, else none.
         rows: Test rows at most.
         seed: Of the reader's text and the noise.
 
     Raises:
         LichenError: if the run is not finished, has no transformer of texts, or a cut is none of the model's.
     """
-    coded = parse_activation_code(code)
-    noisy_tokens(torch.zeros(1, 0, 1), noise, [0])
     folder = last_stage(folder)
     read_summary(folder)
     recipe = recipe_of(folder)
+    if recipe.split is not None:
+        cuts = cuts or tuple(dict.fromkeys(recipe.split.client.first))
+        code = recipe.split.code if code is None else code
+        noise = recipe.split.noise if noise is None else noise
+    coded, noise = parse_activation_code(code or ()), noise or 0.0
+    noisy_tokens(torch.zeros(1, 0, 1), noise, [0])
     check(folder, MANIFEST, fix=f"make it again: lichen run --resume {folder}")
     refuse_withdrawn(folder)
     loaded = open_recipe(recipe)
     require_same(folder, recipe, inputs_of(loaded))
     experiment = loaded.experiment
-    shards = [shard for shard in experiment.clients.test if isinstance(shard, TextShard)]
-    model = experiment.model
-    if recipe.prefers or not isinstance(model, Cohort) or not shards:
+    model, texts = experiment.model, some_rows(experiment.clients.test, rows)
+    if recipe.prefers or not isinstance(model, Cohort) or not texts:
         raise LichenError("it has no transformer of plain texts that could be cut", where=str(folder))
     blocks = int(model.wrapped.model.config.get_text_config().num_hidden_layers)
     chosen = tuple(cuts) or tuple(2**n for n in range(blocks.bit_length()) if 2**n < blocks)
@@ -102,36 +102,20 @@ def split_audit(
             f"there is no cut after block {bad[0]} of {blocks}", where="--cuts", fix=f"use 1 to {blocks - 1}"
         )
     shared = Shared.of_flat(load_tree(folder / "state" / "final.safetensors")[0])
-    each = max(1, rows // len(shards))
-    texts = [torch.as_tensor(row, dtype=torch.int64) for s in shards for row in islice(s.input_ids, each)]
+    each = max(1, rows // len(experiment.clients.test))
     embedding_VE = model.wrapped.model.get_input_embeddings().weight.detach().float().cpu()
     labels = _labels(experiment, shared, coded, noise, each, seed) if model.classes is not None else None
     return tuple(
         Crossing(
             cut=cut,
             recovery=read_crossing(
-                _below(model, shared, cut), texts[:rows], embedding_VE, code=coded, noise=noise, seed=seed
+                blocks_below(model, shared, cut), texts, embedding_VE, code=coded, noise=noise, seed=seed
             ),
             nbytes=coded.nbytes(model.row_width),
             labels=labels,
         )
         for cut in chosen
     )
-
-
-def _below(model: Cohort, shared: Shared, cut: int) -> Hidden:
-    """The blocks below a cut, with what was trained of them."""
-    params_C, part = trees.broadcast(shared.trainable, 1), base_of(model.wrapped)
-    device = model.wrapped.model.device
-
-    def hidden(ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        inputs: dict[str, Any] = {"input_ids": ids_BT.to(device), "attention_mask": mask_BT.to(device)}
-        out = model.wrapped.call(params_C, shared.fixed, part=part, output_hidden_states=True, **inputs)
-        states: tuple[Tensor, ...] = out.hidden_states
-        # What an adapter puts before a row, such as a soft prompt, is no token of it.
-        return states[cut][:, -ids_BT.shape[1] :].float()
-
-    return hidden
 
 
 def _labels(experiment: Experiment, shared: Shared, code: ActivationCode, noise: float, each: int, seed: int) -> float:

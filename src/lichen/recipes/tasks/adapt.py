@@ -56,6 +56,7 @@ from lichen.recipes.rows.prepare import encode
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.columns import adapt
 from lichen.recipes.tasks.coverage import trained
+from lichen.recipes.tasks.crossing import crossing_numbers
 from lichen.recipes.tasks.learning import EventObserver
 from lichen.recipes.tasks.outcome import TaskResult, baseline, gained, not_scored, over_all_rows, tested
 from lichen.recipes.tasks.personal_columns import personal_numbers
@@ -116,6 +117,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
     if recipe.personal is not None and shared_test(loaded.clients_data):
         extra["personal.tested on"] = "rows that all share, not of each client's mix, for which its own model is made"
     extra |= _attack_success(loaded.experiment, best, folder, say)
+    extra |= crossing_numbers(loaded.experiment, best)
 
     def side(column: str) -> ServerSide:
         if column == "pooled":

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from lichen.core.errors import LichenError
 from lichen.recipes.schema.model import Positive, Section
+from lichen.transforms.codec_words import read_codecs
 
 __all__ = ["SplitConfig"]
 
@@ -48,3 +50,26 @@ class SplitConfig(Section):
         description="the first blocks learn from the client's own last blocks, put right above the first cut, and wait "
         "for no gradient: one exchange a step in place of two, three crossings in place of four",
     )
+    code: tuple[str, ...] = Field(
+        default=(),
+        description="codecs of hidden states and gradients at both cuts, up and down, token by token: `bf16`, `int8`, "
+        "`int4`, `topk:64/256` …; none: as they are",
+    )
+    noise: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="standard deviation of Gaussian noise on what goes up, relative to the norm of a token's numbers",
+    )
+
+    @model_validator(mode="after")
+    def _known_words(self) -> SplitConfig:
+        if "change" in self.code:
+            raise ValueError("split.code: neither side remembers rows yet, so no change is sent; remove change")
+        try:
+            read = read_codecs(self.code)
+        except LichenError as error:
+            raise ValueError(f"split.code: {error.what}; {error.fix}") from None
+        if any(one.family == "PowerSGD" for one in read):
+            raise ValueError("split.code: sketch codes matrices, and a token is a vector; use bf16, int8, int4 or topk")
+        return self

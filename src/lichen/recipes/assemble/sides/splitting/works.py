@@ -24,15 +24,26 @@ from lichen.data.batches.shards import EVAL_ROWS
 from lichen.engines.splitting.middle import Middle
 from lichen.engines.splitting.split_engine import SplitEngine
 from lichen.recipes.assemble.sides.server import ServerSide
+from lichen.transforms.activations import parse_activation_code
 
 __all__ = ["apart", "split_work", "splitting"]
 
 
 def _form(server: ServerSide, rows: int) -> Form:
-    split, data = server.split, server.recipe.data
+    split, data, config = server.split, server.recipe.data, server.recipe.split
     assert split is not None
+    assert config is not None
+    code = parse_activation_code(config.code)
     dtype = next(iter(split.middles.values())).wrapped.model.dtype
-    return Form(group=server.model.group, rows=rows, most=data.max_length, width=split.width, dtype=dtype)
+    return Form(
+        group=server.model.group,
+        rows=rows,
+        most=data.max_length,
+        width=split.width,
+        dtype=dtype,
+        code=code if code.chain.codecs else None,
+        noise=config.noise,
+    )
 
 
 def split_work(server: ServerSide, work: ClientWork | Dialogue, part: str = "train") -> ClientWork | Dialogue:
