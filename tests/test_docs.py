@@ -88,8 +88,8 @@ def apply_help(*command: str) -> str:
 
 def test_readme_and_guide_name_every_command() -> None:
     shown = {name for name in cli.app if not name.startswith("-") and cli.app[name].show}
-    named = set(re.findall(r"\blichen ([a-z]+)", code(ROOT / "README.md") + code(ROOT / "CHANGELOG.md")))
-    listed = set(re.findall(r"`(\w+)`", words(ROOT / "CHANGELOG.md").split("Commands:")[1].split("\n-")[0]))
+    named = set(re.findall(r"\blichen ([a-z]+(?:-[a-z]+)*)", code(ROOT / "README.md") + code(ROOT / "CHANGELOG.md")))
+    listed = set(re.findall(r"`([\w-]+)`", words(ROOT / "CHANGELOG.md").split("Commands:")[1].split("\n-")[0]))
     assert listed == shown
     assert shown - {"fetch"} <= named
 

@@ -109,8 +109,8 @@ class SplitTrain:
                 late = {GRADIENT: gradient}
                 below_CBTH = ends.skipping(params_C, batch, hidden_CBTH)
             else:
-                asked = self.form.question(job, clients, number, **{GRADIENT: gradient})
-                answer_C = self.form.decoded((yield asked))
+                question = self.form.question(job, clients, number, **{GRADIENT: gradient})
+                answer_C = self.form.decoded((yield question))
                 number += 1
                 below_CBTH = rows.padded(received(answer_C, GRADIENT, sent))
             grads_C = {**ends.lower(state.params_C, state.frozen_C, batch, below_CBTH), **up.grads_C}

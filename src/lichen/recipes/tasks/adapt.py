@@ -49,6 +49,7 @@ from lichen.recipes.assemble.sides.canaries import canary_key
 from lichen.recipes.assemble.sides.fingerprints import digests_of, fingerprints_of, register
 from lichen.recipes.assemble.sides.limits import counting
 from lichen.recipes.assemble.sides.server import ServerSide
+from lichen.recipes.assemble.sides.splitting.reading import crossing_numbers
 from lichen.recipes.assemble.workload import pooled_experiment
 from lichen.recipes.help.steps import apply_help
 from lichen.recipes.rows.client_counts import counts_of, shared_test
@@ -56,7 +57,6 @@ from lichen.recipes.rows.prepare import encode
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.columns import adapt
 from lichen.recipes.tasks.coverage import trained
-from lichen.recipes.tasks.crossing import crossing_numbers
 from lichen.recipes.tasks.learning import EventObserver
 from lichen.recipes.tasks.outcome import TaskResult, baseline, gained, not_scored, over_all_rows, tested
 from lichen.recipes.tasks.personal_columns import personal_numbers
@@ -117,7 +117,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
     if recipe.personal is not None and shared_test(loaded.clients_data):
         extra["personal.tested on"] = "rows that all share, not of each client's mix, for which its own model is made"
     extra |= _attack_success(loaded.experiment, best, folder, say)
-    extra |= crossing_numbers(loaded.experiment, best)
+    extra |= crossing_numbers(recipe, loaded.experiment.model, loaded.experiment.clients.test, best)
 
     def side(column: str) -> ServerSide:
         if column == "pooled":

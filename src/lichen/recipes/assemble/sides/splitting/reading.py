@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lichen.audit.crossing import blocks_below, read_crossing, recovery_sentence, some_rows
+from lichen.core.contracts.model import CohortModel
 from lichen.core.wire.shared import Shared
 from lichen.core.wrapping import innermost
+from lichen.data.batches.shards import Shard
 from lichen.models.cohort import Cohort
-from lichen.recipes.assemble.experiment import Experiment
+from lichen.recipes.schema.recipe import Recipe
 from lichen.transforms.activations import parse_activation_code
 
 __all__ = ["crossing_numbers"]
@@ -15,15 +19,18 @@ ROWS, KNOWN = 64, 8_192
 """Test rows that are read, and tokens that the reader makes up."""
 
 
-def crossing_numbers(experiment: Experiment, shared: Shared) -> dict[str, float | str | None]:
+def crossing_numbers(
+    recipe: Recipe, whole: CohortModel, tests: Sequence[Shard], shared: Shared
+) -> dict[str, float | str | None]:
     """The share of tokens that can be read at the lowest cut, and a sentence that says so; nothing where none is split.
 
     Args:
-        experiment: The run's.
+        recipe: The run's.
+        whole: Its model.
+        tests: Test rows of each client.
         shared: What it has learned.
     """
-    split, model = experiment.recipe.split, innermost(experiment.model)
-    rows = some_rows(experiment.clients.test, ROWS)
+    split, model, rows = recipe.split, innermost(whole), some_rows(tests, ROWS)
     if split is None or not isinstance(model, Cohort) or not rows:
         return {}
     cut = min(split.client.first)
@@ -33,7 +40,7 @@ def crossing_numbers(experiment: Experiment, shared: Shared) -> dict[str, float 
         model.wrapped.model.get_input_embeddings().weight.detach().float().cpu(),
         code=parse_activation_code(split.code),
         noise=split.noise,
-        seed=experiment.recipe.seed,
+        seed=recipe.seed,
         known=KNOWN,
     )
     return {"split.tokens read": found.linear, "split.seen": recovery_sentence(cut, found)}
