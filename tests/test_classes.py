@@ -60,6 +60,7 @@ SET = {
     ("fm/generation/synthesis.py", "self"),
     ("research/mutual/vocabulary.py", "self"),
     ("models/adapters/quantized.py", "parent"),  # a layer of transformers' model gets another in its place
+    ("models/adapters/ends/end_blocks.py", "model"),
     ("models/adapters/whole_layers.py", "model"),
     ("models/loading/initial.py", "model.config"),
     ("models/packing/position_table.py", "layer"),

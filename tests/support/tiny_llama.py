@@ -19,7 +19,13 @@ TEMPLATE = (
 
 
 def save_model(
-    folder: Path, *, without: tuple[str, ...] = (), more: tuple[str, ...] = (), seed: int = 0, biases: bool = False
+    folder: Path,
+    *,
+    without: tuple[str, ...] = (),
+    more: tuple[str, ...] = (),
+    seed: int = 0,
+    biases: bool = False,
+    layers: int = 2,
 ) -> Path:
     """Write model and tokenizer as transformers does; ``without``: special tokens it lacks; ``more``: words."""
     import torch
@@ -39,7 +45,7 @@ def save_model(
         vocab_size=len(vocabulary),
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=128,

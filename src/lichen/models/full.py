@@ -20,6 +20,7 @@ from torch import Tensor
 from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, split, to_device
+from lichen.models.adapters.whole_layers import whole_layers
 from lichen.models.client_axis import clients_of, one_client
 from lichen.models.cohort import group_of
 from lichen.models.ends import with_one_end
@@ -192,7 +193,7 @@ class FullClassifier:
         base: str | None = None,
         objective: RowObjective | None = None,
     ) -> None:
-        self.whole = Whole(model, exclude)
+        self.whole = Whole(model, exclude, heads=whole_layers(model, (), classifier=True))
         self.name, self.reference = name, True
         self.objective: RowObjective = objective or Classification(int(model.config.num_labels))
         self.classes = self.objective.classes

@@ -23,6 +23,8 @@ from torch.func import functional_call
 
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, digest, split
+from lichen.models.adapters.ends.end_blocks import end_prefixes
+from lichen.models.adapters.whole_layers import within
 from lichen.models.loading.load import frozen_eval
 
 __all__ = ["Whole", "filled", "save_whole"]
@@ -36,6 +38,7 @@ class Whole:
         model: A frozen transformers model, which stays as it is.
         exclude: Parts of names that are not trained: ``embeddings`` fits ``bert.embeddings.word_embeddings.weight``,
             ``layer.0`` all of that layer. A tied weight is left out by any of its names.
+        heads: Ends of names of layers that are trained outside the blocks, where only an emulator's ends are: the head.
 
     Attributes:
         model: The model.
@@ -47,7 +50,7 @@ class Whole:
 
     __slots__ = ("_dtype", "_positions", "model", "names")
 
-    def __init__(self, model: Any, exclude: Sequence[str] = ()) -> None:
+    def __init__(self, model: Any, exclude: Sequence[str] = (), *, heads: Sequence[str] = ()) -> None:
         frozen_eval(model)
         self.model = model
         first = {id(x): name for name, x in model.named_parameters()}
@@ -59,6 +62,8 @@ class Whole:
                     f"no tensor is called {part!r}", where="model.adapter.exclude", fix=f"such as {known[:8]}"
                 )
         out = {first for name, first in owner.items() if any(_within(part, name) for part in exclude)}
+        if ends := end_prefixes(model):
+            out |= {first for name, first in owner.items() if not (name.startswith(ends) or within(name, heads))}
         self.names = tuple(name for name in first.values() if name not in out)
         if not self.names:
             raise LichenError("no tensor is left to train", where="model.adapter.exclude", fix="exclude fewer names")

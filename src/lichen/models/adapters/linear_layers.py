@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lichen.core.errors import LichenError
+from lichen.models.adapters.ends.end_blocks import blocks_of, end_blocks, end_prefixes, refuse_middle
 from lichen.models.adapters.quantized import QuantizedLinear, QuantizedWeight, dense_weight, linear_frozen
 
 __all__ = [
@@ -88,18 +89,25 @@ def refuse_unknown(ends: Sequence[str], found: Sequence[str], *, where: str) -> 
 
 
 def last_blocks(model: Any, last: int | None) -> str | tuple[str, ...]:
-    """How names in the last blocks of the model's stack begin; the empty beginning of all names for None.
+    """How names in the last blocks of the model's stack begin.
+
+    For None it is the empty beginning of all names; of an emulator, whose middle is frozen, those of its ends.
 
     Raises:
-        LichenError: if the model has no such stack, or fewer blocks.
+        LichenError: if the model has no such stack, or fewer blocks, or an emulator's last end has.
     """
+    ends = end_blocks(model)
     if last is None:
-        return ""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    blocks = [name for name, layer in model.named_modules() if isinstance(layer, GradientCheckpointingLayer)]
+        return "" if ends is None else end_prefixes(model)
+    blocks = blocks_of(model)
     if not 1 <= last <= len(blocks):
         raise LichenError(f"the model has {len(blocks)} layers", where="model.adapter.last", fix="name as many at most")
+    if ends is not None and last > ends[1]:
+        raise LichenError(
+            f"the last {last} blocks of an emulator reach into its middle, which stays as it is",
+            where="model.adapter.last",
+            fix=f"use {ends[1]} at most, or leave it out" if ends[1] else "leave it out",
+        )
     return tuple(f"{name}." for name in blocks[-last:])
 
 
@@ -121,7 +129,7 @@ def target_layers(
         where: The key that errors name.
 
     Raises:
-        LichenError: if an end fits no linear layer.
+        LichenError: if an end fits no linear layer, or of an emulator none but in its middle.
     """
     if isinstance(targets, str):
         if targets != "all-linear":
@@ -132,4 +140,9 @@ def target_layers(
         refuse_unknown(targets, linear, where=where)
         chosen = tuple(name for name in linear if fits(name, targets))
     above = last_blocks(model, last)
-    return tuple(name for name in chosen if name not in heads and name.startswith(above))
+    inside = tuple(name for name in chosen if name not in heads and name.startswith(above))
+    if not isinstance(targets, str):
+        for end in targets:  # one that fits nothing outside the middle was meant for it
+            if end_blocks(model) is not None and not any(fits(name, (end,)) for name in inside):
+                refuse_middle(model, [name for name in chosen if fits(name, (end,))], where=where)
+    return inside

@@ -26,6 +26,7 @@ from torch.func import functional_call
 
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, split
+from lichen.models.adapters.ends.end_blocks import end_blocks
 from lichen.models.adapters.kind import AdapterKind
 from lichen.models.adapters.prompt import VirtualTokens, arguments_of, attended, backbone, draw_tokens
 from lichen.models.adapters.table import BUILT_IN
@@ -74,10 +75,16 @@ def place(model: Any, spec: Prefix, packing: Packing, heads: Sequence[str]) -> t
     """Put a prefix before the model's keys and values, and give the name of the place where it lies.
 
     Raises:
-        LichenError: if the model takes no keys and values from outside.
+        LichenError: if the model takes no keys and values from outside, or is an emulator.
     """
     from transformers import DynamicCache
 
+    if end_blocks(model) is not None:
+        raise LichenError(
+            "a prefix stands before every block, and the middle of an emulator stays as it is",
+            where="model.adapter.kind",
+            fix="use lora, ia3, prompt, bitfit or full",
+        )
     base = backbone(model)
     path = next(f"{name}.prefix".removeprefix(".") for name, layer in model.named_modules() if layer is base)
     forward, signature = base.forward, inspect.signature(base.forward)

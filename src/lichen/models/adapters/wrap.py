@@ -20,6 +20,7 @@ from torch.func import functional_call
 
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, split
+from lichen.models.adapters.ends.end_blocks import refuse_middle
 from lichen.models.adapters.heads import is_client_layer, wrap_layer
 from lichen.models.adapters.kind import Spec
 from lichen.models.adapters.linear_layers import fits, refuse_unknown
@@ -130,6 +131,7 @@ def wrap(model: Any, spec: Spec, *, bare: bool = False) -> Wrapped:
     modules = dict(model.named_modules())
     refuse_unknown(spec.heads, [name for name in modules if name], where="model.adapter.modules_to_save")
     under = [name for name in modules if name and fits(name, spec.heads)]
+    refuse_middle(model, under, where="model.adapter.modules_to_save")
     heads: list[str] = []
     for name, layer in modules.items():
         if not any(name == head or name.startswith(f"{head}.") for head in under):

@@ -20,8 +20,10 @@ from torch import nn
 from lichen.core.errors import LichenError
 from lichen.core.seeds import torch_generator
 from lichen.core.tree import digest
+from lichen.models.adapters.ends.end_blocks import blocks_of, note_ends
 from lichen.models.adapters.quantized import Kind, quantize
 from lichen.models.adapters.whole_layers import note_lacked, output_layer
+from lichen.models.loading.emulator_folder import EMULATOR, is_emulator, read_manifest, require_untouched
 from lichen.models.loading.initial import first_layers, redraw
 from lichen.models.loading.model_folder import check_config, check_weights, plainly
 from lichen.models.loading.tokenizer_folder import read_tokenizer
@@ -164,6 +166,16 @@ def _weights(
 
     if random is None and folder.is_dir():
         check_weights(folder)
+    manifest = read_manifest(folder) if is_emulator(folder) else None
+    if manifest is not None:
+        for key, value in (("model.layers", layers), ("model.random", random)):
+            if value is not None:
+                raise LichenError(
+                    "an emulator is trained as it was handed out, or its ends fit into no model",
+                    where=key,
+                    fix="leave it out",
+                )
+        require_untouched(folder, manifest)
     fix = "the folder must hold .safetensors files of this architecture"
     with plainly(f"cannot load the weights of {source}", where="model.name", fix=fix):
         try:
@@ -176,6 +188,11 @@ def _weights(
         every = chain(model.named_parameters(), model.named_buffers())
         refuse_not_finite(every, where=str(source), fix="fetch or save the weights again")
     model = model if layers is None else first_layers(model, layers)
+    if manifest is not None:
+        if len(blocks_of(model)) != manifest.blocks:
+            what = f"has {len(blocks_of(model))} blocks, and its {EMULATOR} speaks of {manifest.blocks}"
+            raise LichenError(what, where=str(source), fix="get the emulator again from the model's owner")
+        note_ends(model, manifest.ends)
     return (model if quantized is None else quantize(model, quantized, dtype=dtype)), info
 
 

@@ -48,7 +48,16 @@ def patches_by_layer(patch: Mapping[str, Tensor] | None) -> dict[str, dict[str, 
     return found
 
 
-def save_adapter(folder: Path, tree: Tree, *, spec: Spec, base_name: str, task: str, patch: Tree | None = None) -> None:
+def save_adapter(
+    folder: Path,
+    tree: Tree,
+    *,
+    spec: Spec,
+    base_name: str,
+    task: str,
+    patch: Tree | None = None,
+    full_names: bool = False,
+) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``, which ``PeftModel.from_pretrained`` reads.
 
     Args:
@@ -58,6 +67,7 @@ def save_adapter(folder: Path, tree: Tree, *, spec: Spec, base_name: str, task: 
         base_name: Folder or hub id of the base model, for the config.
         task: ``"CAUSAL_LM"`` or ``"SEQ_CLS"``.
         patch: The run's patch, factored.
+        full_names: Name every adapted layer in full, where ends of names would fit layers that are not adapted.
 
     Raises:
         LichenError: if PEFT has no such adapter, the tree has none, or the patch does not fit as more rank.
@@ -70,12 +80,15 @@ def save_adapter(folder: Path, tree: Tree, *, spec: Spec, base_name: str, task: 
             fix="use the tensors that the run has written",
         )
     written = peft_format.write(tree, spec, patches_by_layer(patch))
+    fields = dict(written.fields)
+    if full_names and "target_modules" in fields:
+        fields["target_modules"] = sorted({name.rpartition(".")[0] for name in written.own})
     about: dict[str, Any] = {
         "task_type": task,
         "base_model_name_or_path": base_name,
         "modules_to_save": list(spec.heads) or None,
         "inference_mode": True,
-        **written.fields,
+        **fields,
     }
     import_peft()
     import peft
@@ -86,5 +99,5 @@ def save_adapter(folder: Path, tree: Tree, *, spec: Spec, base_name: str, task: 
     plain = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
     write_atomic(folder / "adapter_model.safetensors", save(plain, metadata={"format": "pt"}), shared=True)
     # PEFT makes sets of lists of names, whose order is no run's own.
-    text = json.dumps(config.to_dict() | written.fields, indent=2, sort_keys=True, default=str)
+    text = json.dumps(config.to_dict() | fields, indent=2, sort_keys=True, default=str)
     write_atomic(folder / "adapter_config.json", text.encode(), shared=True)
