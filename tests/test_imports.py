@@ -33,6 +33,7 @@ FLOORS = (
         "cli_forget",
         "cli_init",
         "cli_look",
+        "cli_offsite",
         "cli_rebase",
         "cli_run",
     ),

@@ -25,6 +25,7 @@ from lichen.cli_federation import federation_app
 from lichen.cli_forget import forget_command
 from lichen.cli_init import init_command
 from lichen.cli_look import fetch_command, list_command, report_command, try_command
+from lichen.cli_offsite import emulate_command, plug_command
 from lichen.cli_owners import claim_command, fingerprint_command, pay_command
 from lichen.cli_rebase import rebase_command
 from lichen.cli_run import node_command, plan_command, rank_command, run_command
@@ -57,6 +58,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "report": report_command,
     "export": export_command,
     "rebase": rebase_command,
+    "emulate": emulate_command,
+    "plug": plug_command,
     "forget": forget_command,
     "verify": verify_command,
     "pay": pay_command,
@@ -91,7 +94,7 @@ _QUIET = {
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """How threads wait for one another, where the user has said it."""
 
-_TRAINING = ("run", "plan", "compare", "rebase", "forget", "node", "rank")
+_TRAINING = ("run", "plan", "compare", "rebase", "emulate", "forget", "node", "rank")
 """Commands whose process is worth setting up for large tensors."""
 
 

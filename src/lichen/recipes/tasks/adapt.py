@@ -28,6 +28,8 @@ from lichen.data.batches.text import LmForm
 from lichen.data.sources.records import load_records
 from lichen.engines.local import LocalEngine
 from lichen.engines.ranks import Ranks
+from lichen.models.adapters.ends.end_blocks import end_blocks
+from lichen.models.loading.emulator_folder import EMULATOR
 from lichen.models.peft.format import has_peft_format, save_adapter
 from lichen.models.preference.model import PreferenceModel
 from lichen.models.students.student import row_shape_of
@@ -282,8 +284,10 @@ def save_result(
                     base_name=described_base(recipe, foundation),
                     task=task_of(recipe.task).peft,
                     patch=patch,
+                    full_names=end_blocks(foundation) is not None,
                 )
                 tokenizer.save_pretrained(draft)
+                _copy_manifest(foundation, draft)
                 if classes:
                     write_atomic(
                         draft / "classes.json", (json.dumps(list(classes), indent=2) + "\n").encode(), shared=True
@@ -294,6 +298,8 @@ def save_result(
                 raise  # only a patch of too high a rank may stay out of the adapter: `export --merge` takes it in
     student = recipe.model.student
     save_tree(folder.path / "model" / "model.safetensors", flat, shared=True)
+    if foundation is not None:
+        _copy_manifest(foundation, folder.path / "model")
     reads_text = tokenizer is not None and foundation is None
     about = {
         "classes": list(classes),
@@ -303,3 +309,9 @@ def save_result(
         "row_shape": list(row_shape_of(model)),
     }
     folder.write_json("model/config.json", about, shared=True)
+
+
+def _copy_manifest(foundation: Any, folder: Path) -> None:
+    """Put the emulator's manifest beside what was trained on one, which says into which model it goes."""
+    if end_blocks(foundation) is not None:
+        write_atomic(folder / EMULATOR, (Path(base_name_of(foundation)) / EMULATOR).read_bytes(), shared=True)

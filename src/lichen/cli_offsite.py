@@ -1,0 +1,71 @@
+"""The commands ``emulate`` and ``plug``: a model's owner hands out an emulator, and takes back what was trained on it.
+
+Nothing heavy is imported until they are called.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Literal
+
+from lichen.shell import crash_in, log, say
+
+__all__ = ["emulate_command", "plug_command"]
+
+
+def emulate_command(
+    model: str,
+    /,
+    *,
+    out: Path,
+    ends: str = "2,2",
+    layers: int = 8,
+    how: Literal["drop", "distil", "low-rank", "raised"] = "drop",
+) -> None:
+    """Make an emulator of a model: a folder for others to train on, which holds its ends and little of its middle.
+
+    Every recipe trains on it with model.name: FOLDER, its first and last blocks alone.
+
+    Parameters
+    ----------
+    model
+        The whole model: a catalog name, local folder, GGUF file or hub id.
+    out
+        The new folder.
+    ends
+        First and last blocks, which are the model's own and will be trained.
+    layers
+        Blocks in place of those between.
+    how
+        drop: blocks of the model, evenly apart.
+    """
+    with crash_in(out), redirect_stdout(sys.stderr):
+        from lichen.recipes.offsite.emulate import emulate
+
+        emulate(model, out=out, ends=ends, layers=layers, how=how, say=log)
+    say(str(out))
+
+
+def plug_command(folder: Path, /, *, into: str, out: Path, emulator: Path | None = None, merge: bool = False) -> None:
+    """Put what was trained on an emulator into the model that the emulator stands for.
+
+    Parameters
+    ----------
+    folder
+        A finished run on the emulator, or its adapter/ or model/ alone.
+    into
+        The whole model: a catalog name, local folder, GGUF file or hub id.
+    out
+        The new folder: an adapter of the whole model, or a whole model where weights were trained.
+    emulator
+        The emulator as it was handed out; what was trained on any other one is refused.
+    merge
+        Write one whole model instead of an adapter.
+    """
+    with crash_in(out), redirect_stdout(sys.stderr):
+        from lichen.recipes.offsite.plug import plug
+
+        plug(folder, into, out=out, emulator=emulator, merge=merge, say=log)
+    say(str(out))
