@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Literal
 
+from lichen.core.errors import LichenError
 from lichen.shell import crash_in, log, say
 
 __all__ = ["emulate_command", "plug_command"]
@@ -23,10 +24,16 @@ def emulate_command(
     ends: str = "2,2",
     layers: int = 8,
     how: Literal["drop", "distil", "low-rank", "raised"] = "drop",
+    public: str | None = None,
+    steps: int | None = None,
+    lr: float | None = None,
+    margin: float | None = None,
+    rank: int | None = None,
 ) -> None:
     """Make an emulator of a model: a folder for others to train on, which holds its ends and little of its middle.
 
-    Every recipe trains on it with model.name: FOLDER, its first and last blocks alone.
+    Every recipe trains on it with model.name: FOLDER, its first and last blocks alone. The same command goes on after a
+    stop.
 
     Parameters
     ----------
@@ -39,12 +46,31 @@ def emulate_command(
     layers
         Blocks in place of those between.
     how
-        drop: blocks of the model, evenly apart.
+        drop: blocks of the model, evenly apart; distil: these, trained to give what the model's middle gives;
+        low-rank: these, their attention rounded; raised: these, trained to a loss that is higher than the model's.
+    public
+        With distil and raised: text that anybody may see, a catalog name, file or folder.
+    steps
+        With distil and raised: steps of training; 400 if not given.
+    lr
+        With distil and raised: the learning rate; 1e-4 if not given.
+    margin
+        With raised: nats by which the loss of a token lies above the model's; 1 if not given.
+    rank
+        With low-rank: of the matrices of attention; an eighth of the smaller side if not given.
     """
     with crash_in(out), redirect_stdout(sys.stderr):
-        from lichen.recipes.offsite.emulate import emulate
+        from lichen.recipes.offsite.emulate import Training, emulate
 
-        emulate(model, out=out, ends=ends, layers=layers, how=how, say=log)
+        given = {"steps": steps, "lr": lr, "margin": margin}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given and public is None:
+            what = "trains nothing without public text"
+            raise LichenError(
+                what, where=f"--{next(iter(given))}", fix="leave it out, or use --how distil --public DATA"
+            )
+        training = None if public is None else Training(public=public, **given)  # type: ignore[arg-type]
+        emulate(model, out=out, ends=ends, layers=layers, how=how, training=training, rank=rank, say=log)
     say(str(out))
 
 

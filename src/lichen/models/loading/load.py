@@ -32,6 +32,7 @@ from lichen.models.loading.weights_file import refuse_not_finite
 __all__ = [
     "LOADING",
     "base_digest",
+    "can_write",
     "draw_fresh",
     "dtype_of",
     "frozen_eval",
@@ -210,6 +211,18 @@ def _frozen(model: Any, device: str | torch.device) -> Any:
     return model.requires_grad_(False).eval().to(device)
 
 
+def _is_causal(config: Any) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not both_ways
+
+
+def can_write(source: str | Path) -> bool:
+    """Whether a model is a causal language model, by its configuration; raises as :func:`read_config`."""
+    return _is_causal(read_config(source))
+
+
 def load_causal(
     source: str | Path,
     *,
@@ -234,11 +247,9 @@ def load_causal(
         LichenError: no such folder, not a causal model, weights or tokenizer missing.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     config = read_config(source)
-    both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or both_ways:
+    if not _is_causal(config):
         raise LichenError(
             f"{source} is a {config.model_type}, not a causal language model",
             where="model.name",

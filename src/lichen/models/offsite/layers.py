@@ -149,7 +149,7 @@ def _below_base(stack: str, family: str) -> str:
     from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
     kind = CONFIG_MAPPING[family]
-    model = MODEL_MAPPING[kind] if kind in MODEL_MAPPING else None
+    model = MODEL_MAPPING.get(kind, None)
     prefix = str(model.base_model_prefix) if isinstance(model, type) else ""
     return stack.removeprefix(f"{prefix}.") if prefix and stack.startswith(f"{prefix}.") else stack
 
