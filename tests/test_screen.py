@@ -109,6 +109,8 @@ WALK: dict[str, list[list[str]]] = {
     "export": [["export", "foreign"]],
     "verify": [["verify", EVIL]],
     "rebase": [["rebase", EVIL, "--model", EVIL], ["rebase", "foreign", "--model", EVIL]],
+    "emulate": [["emulate", EVIL, "--out", "emu"], ["emulate", "foreign", "--ends", EVIL, "--out", "emu"]],
+    "plug": [["plug", EVIL, "--into", EVIL, "--out", "new"], ["plug", "foreign", "--into", EVIL, "--out", "new"]],
     "forget": [
         ["forget", EVIL, "--client", EVIL],
         ["forget", "foreign", "--client", EVIL],

@@ -78,6 +78,7 @@ ELSEWHERE = {
     "prefer.min_good": "no client here has so few: tests/recipes/tasks/test_preferences.py",
     "prefer.min_bad": "no client here has so few: tests/recipes/tasks/test_preferences.py",
     "prefer.temperature": "answers that a run writes: tests/recipes/tasks/test_preferences.py",
+    "offsite": "an emulator: tests/recipes/offsite/test_owner_columns.py",
     "fingerprint": "the owners' keys: tests/recipes/artifacts/test_claims.py",
     "compare.target": "the summary: tests/recipes/tasks",
     "federation.valid_clients": "caps at the clients that there are",

@@ -162,6 +162,12 @@ def run(
             where="stream",
             fix="leave it out, and give the sites the rows of one period",
         )
+    if recipe.offsite is not None and alone is not None:
+        raise LichenError(
+            "the whole model is scored on rows that this process sees, and here others hold them",
+            where="offsite",
+            fix="leave it out, and plug what was trained into the model afterwards: lichen plug RUN --into MODEL",
+        )
     apart = recipe.engine_kind.ranks and not recipe.streams  # each period starts ranks of its own
     if apart and alone is not None:
         raise LichenError("ranks hold the rows of their own clients", where="engine.name", fix="use local or spawned")

@@ -109,6 +109,7 @@ WHOLE = {
     "value": {"kind": "gtg"},
     "personal": {"kind": "finetune"},
     "fingerprint": {"secrets": "secrets"},
+    "offsite": {"model": "smollm2-135m"},
     "stream": {"by": "month"},
     "prefer": {"kind": "dpo"},
 }

@@ -20,15 +20,15 @@ from torch import Tensor
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree
 
-__all__ = ["is_attention", "low_rank", "rounded"]
+__all__ = ["low_rank", "rounded"]
 
 _ATTENTION = frozenset({"attn", "self_attn", "attention"})
 
 
-def is_attention(name: str, x: Tensor) -> bool:
+def _is_attention(name: str, x: Tensor) -> bool:
     """Whether a tensor of a block is a matrix of its attention.
 
-    >>> [is_attention(f"h.1.{name}.weight", torch.zeros(2, 6)) for name in ("attn.c_attn", "mlp.c_fc")]
+    >>> [_is_attention(f"h.1.{name}.weight", torch.zeros(2, 6)) for name in ("attn.c_attn", "mlp.c_fc")]
     [True, False]
     """
     return (
@@ -59,7 +59,7 @@ def rounded(tensors: Tree, rank: int | None) -> Tree:
     Raises:
         LichenError: if a rank is out of range, or no block has an attention that is known by its name.
     """
-    found = {name: x for name, x in tensors.items() if is_attention(name, x)}
+    found = {name: x for name, x in tensors.items() if _is_attention(name, x)}
     if not found:
         raise LichenError("no attention is found among the blocks", where="--how low-rank", fix="use drop or distil")
     smallest = min(min(x.shape) for x in found.values())

@@ -35,7 +35,7 @@ from lichen.recipes.assemble.model import STUDENT_TOKENIZER, foundation_of, obje
 from lichen.recipes.rows.prepare import ClientData
 from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["load_model"]
+__all__ = ["cohort_of", "load_model"]
 
 
 @final
@@ -96,7 +96,7 @@ def load_model(
         tokenizer = load_encoder(resolve_model(STUDENT_TOKENIZER))[1]
         return LoadedModel(model=None, foundation=None, tokenizer=tokenizer, classes=classes)
     recall = remembered if keep_private or section.scratch is None else anew
-    model = _cohort(recipe, foundation, tokenizer, classes, padded=padded, recall=recall)
+    model = cohort_of(recipe, foundation, tokenizer, classes, padded=padded, recall=recall)
     notes += _notes(recipe, foundation, model)
     return LoadedModel(model=model, foundation=foundation, tokenizer=tokenizer, classes=classes, notes=tuple(notes))
 
@@ -127,10 +127,18 @@ def _classifier(
     return model, tokenizer, tuple(labels), notes
 
 
-def _cohort(
+def cohort_of(
     recipe: Recipe, foundation: Any, tokenizer: Any, classes: Sequence[str], *, padded: bool, recall: Recall
 ) -> CohortModel:
     """The model of C clients around a loaded one.
+
+    Args:
+        recipe: The recipe.
+        foundation: The frozen transformers model.
+        tokenizer: Its tokenizer.
+        classes: In the order of its logits; none for a language model.
+        padded: Rows are not packed.
+        recall: What was found of the model before.
 
     Raises:
         LichenError: if the adapter does not fit it.

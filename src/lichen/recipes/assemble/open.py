@@ -116,6 +116,7 @@ def fetch_named(recipe: Recipe, say: Callable[[str], None]) -> None:
     """Fetch what the recipe names from the catalog, before anything is loaded."""
     names = [recipe.model.name, recipe.data.name, recipe.compare.retention_text]
     names += [recipe.stream.rebase.model] if recipe.stream and recipe.stream.rebase else []
+    names += [recipe.offsite.model] if recipe.offsite else []
     teacher = recipe.teacher
     names += [teacher.name] if teacher and teacher.kind != "labels" and not teacher.endpoint else []
     if recipe.synthetic:

@@ -42,7 +42,7 @@ from lichen.models.offsite.layers import TOKENIZER_FILES, OwnerModel, open_owner
 from lichen.models.offsite.moved import moved_config, moved_tree
 from lichen.models.whole import filled
 from lichen.recipes.artifacts.use import require_empty
-from lichen.recipes.offsite.owner import local_folder
+from lichen.recipes.assemble.bases.local_folder import local_folder
 
 __all__ = ["PLUGGED", "plug"]
 

@@ -200,7 +200,9 @@ class FederationConfig(Section):
         default=0.99, gt=0, le=1, description="florist: share of the squared singular values that is kept"
     )
     ranks: tuple[Positive, ...] | None = Field(
-        default=None, description="rank of each client's adapter, dealt out in turns; none: all have the adapter's"
+        default=None,
+        min_length=1,
+        description="rank of each client's adapter, dealt out in turns; none: all have the adapter's",
     )
     memory: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
         default=None, description="GiB each client has, dealt out in turns: its rank and layers follow; none: enough"

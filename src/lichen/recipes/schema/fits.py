@@ -16,6 +16,7 @@ from lichen.declared import Declared, Part, Property, misfit
 from lichen.recipes.schema.features.attack import ATTACK
 from lichen.recipes.schema.features.audit import CANARIES
 from lichen.recipes.schema.features.changes import CHANGES
+from lichen.recipes.schema.features.emulators.offsite import OFFSITE
 from lichen.recipes.schema.features.feature import FaultsError, Feature
 from lichen.recipes.schema.features.fingerprint import FINGERPRINT
 from lichen.recipes.schema.features.help import HELP
@@ -48,6 +49,7 @@ FEATURES = (
     *REWARD,
     *PERSONAL,
     *FINGERPRINT,
+    *OFFSITE,
     *STREAM,
     *PREFER,
     *ABSENT,

@@ -27,6 +27,7 @@ from lichen.recipes.schema.sections.audit import AuditConfig
 from lichen.recipes.schema.sections.compare import CompareConfig
 from lichen.recipes.schema.sections.engine import EngineConfig
 from lichen.recipes.schema.sections.fingerprint import FingerprintConfig
+from lichen.recipes.schema.sections.offsite import OffsiteConfig
 from lichen.recipes.schema.sections.personal import PersonalConfig
 from lichen.recipes.schema.sections.prefer import PreferConfig
 from lichen.recipes.schema.sections.privacy import PrivacyConfig
@@ -92,6 +93,10 @@ class Recipe(Section):
         default=None, description="a model for each client beside the shared one; none: all end with the shared one"
     )
     fingerprint: FingerprintConfig | None = Field(default=None, description="secret pairs to claim the model by")
+    offsite: OffsiteConfig | None = Field(
+        default=None,
+        description="simulations on an emulator: the whole model beside it; none: as where only its owner has it",
+    )
     stream: StreamConfig | None = Field(
         default=None, description="rows come period by period; none: all rows are there at once"
     )

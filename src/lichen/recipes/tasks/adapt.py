@@ -60,6 +60,7 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.columns import adapt
 from lichen.recipes.tasks.coverage import trained
 from lichen.recipes.tasks.learning import EventObserver
+from lichen.recipes.tasks.offsite.owner_columns import open_owner
 from lichen.recipes.tasks.outcome import TaskResult, baseline, gained, not_scored, over_all_rows, tested
 from lichen.recipes.tasks.personal_columns import personal_numbers
 from lichen.recipes.tasks.repair import safety
@@ -89,16 +90,19 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
     attack = who_lied(loaded.experiment.server)
     if attack is not None:
         say(f"attacked on purpose: {attack_text(attack, len(loaded.clients_data))}")
+    owner = None if recipe.offsite is None else open_owner(loaded, recipe.offsite.model, say)
     help_result = apply_help(loaded, folder, say)
     columns = {**help_result.columns, **adapt(help_result.experiment, folder, observer, say, plain=loaded.experiment)}
     best = columns["federated"].shared or Shared()
-    extra = dict(help_result.extra)
+    if owner is not None:
+        columns |= owner.columns(columns, folder, observer, say)
+    extra = {**help_result.extra, **({} if owner is None else owner.numbers(columns))}
     if recipe.audit is not None:
         extra["canaries"] = recipe.audit.canaries
     if recipe.prefers:
         extra |= preference_numbers(recipe, columns) | not_scored(columns, len(loaded.clients_data))
     if recipe.writes:
-        if "base" in columns and not recipe.prefers:
+        if "base" in columns and not recipe.prefers and owner is None:
             columns["base"], forms = _best_form(loaded, folder, columns["base"], say)
             extra |= forms
         if recipe.compare.retention_text:
@@ -122,8 +126,9 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
     extra |= crossing_numbers(recipe, loaded.experiment.model, loaded.experiment.clients.test, best)
 
     def side(column: str) -> ServerSide:
-        if column == "pooled":
-            return pooled_experiment(loaded.experiment).server
+        if column in ("pooled", "full"):
+            one = owner.full if owner is not None and column == "full" else loaded.experiment
+            return pooled_experiment(one).server
         return (help_result.experiment if column == "federated" else loaded.experiment).server
 
     if folder.ranks.first:
@@ -132,6 +137,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
         save_result(folder, recipe, best, model, loaded.foundation, loaded.tokenizer, classes, words=words)
     events = read_trace(folder.path) if folder.ranks.first else ()
     training, start = trained(side, columns, events), loaded.experiment.start.trainable
+    on_foundation = {name: seen for name, seen in training.items() if name != "full"}
     return TaskResult(
         columns=columns,
         clients=tuple(o.name for o in loaded.clients_data),
@@ -145,7 +151,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
         training=training,
         common_test=shared_test(loaded.clients_data),
         attack=attack,
-        compute=compute_of(recipe, loaded.foundation, start, columns, training, events),
+        compute=compute_of(recipe, loaded.foundation, start, columns, on_foundation, events),
     )
 
 

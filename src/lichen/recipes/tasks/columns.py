@@ -37,7 +37,7 @@ from lichen.recipes.tasks.learning import EventObserver, federated_column
 from lichen.recipes.tasks.personal_columns import chosen_column, personal_column
 from lichen.recipes.tasks.private_columns import alone_columns, private_column
 
-__all__ = ["adapt"]
+__all__ = ["adapt", "pooled_column"]
 
 
 def adapt(
@@ -90,7 +90,7 @@ def adapt(
     columns |= alone_columns(plain.server, folder, observer, partial(_local, plain, folder))
     columns |= chosen_column(experiment.server, folder, columns, lambda: engine)
     if "pooled" in recipe.compare.baselines:
-        columns["pooled"] = _pooled(plain, folder, observer, test)
+        columns["pooled"] = pooled_column(plain, folder, observer, test)
     return columns
 
 
@@ -121,16 +121,30 @@ def _federated(
         return federated_column(server, folder, observer, engine, name=name, test=test, admission=admission)
 
 
-def _pooled(
-    experiment: Experiment, folder: RunFolder, observer: EventObserver, test: Callable[[str, Shared], Column]
+def pooled_column(
+    experiment: Experiment,
+    folder: RunFolder,
+    observer: EventObserver,
+    test: Callable[[str, Shared], Column],
+    *,
+    name: str = "pooled",
 ) -> Column:
+    """One client with everybody's rows, and the federation's budget.
+
+    Args:
+        experiment: What it works with.
+        folder: The run folder.
+        observer: Sees every round.
+        test: Scores tensors on everybody's test rows.
+        name: The column's.
+    """
     fed, joined = experiment.recipe.federation, pooled_experiment(experiment)
     engines = partial(_local, joined, folder)
-    column, store = private_column(joined.server, folder, observer, engines, name="pooled", rounds=fed.rounds)
+    column, store = private_column(joined.server, folder, observer, engines, name=name, rounds=fed.rounds)
     own = store.load((0,), 2 * fed.rounds)
     assert own is not None
     best, _ = trees.split(trees.take(own, 0), "best/")
     shared = Shared(best)
-    tested = test("pooled.all", shared)
+    tested = test(f"{name}.all", shared)
     round_number = (int(own["best_version"][0]) + 1) // 2  # a round takes two versions, and judges at the first of them
     return replace(column, value_N=tested.value_N, metrics=tested.metrics, shared=shared, best_round=round_number)

@@ -1,0 +1,52 @@
+"""A simulation with the whole model beside the emulator: what it does not go with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lichen.declared import Paper
+from lichen.recipes.schema.features.feature import Clash, Feature, of_shared_model
+
+__all__ = ["OFFSITE"]
+
+
+def _clash(key: str, used: Callable[[Any], object], what: str, fix: str = "remove it, or offsite") -> Clash:
+    return Clash(other=key, used=used, what=what, fix=fix, where=key)
+
+
+OFFSITE: tuple[Feature, ...] = (
+    of_shared_model(
+        "offsite.model",
+        lambda recipe: recipe.offsite is not None,
+        summary="what was trained on an emulator, plugged into the whole model, beside that model tuned by its owner",
+        papers=(Paper(short="Xiao et al. 2023", url="https://arxiv.org/abs/2302.04870"),),
+        clashes=(
+            _clash("model.name", lambda r: r.model.name is None, "there is no emulator", "name one, or remove offsite"),
+            _clash(
+                "task",
+                lambda r: not (r.writes or r.classifies) or r.prefers,
+                "the whole model is held against the emulator in chat and in classes",
+                "use task: chat or classify, or remove offsite",
+            ),
+            _clash(
+                "optimizer.name",
+                lambda r: r.method.asks_only,
+                "a prompt that was found by asking lies outside the model",
+                "use another method, or remove offsite",
+            ),
+            _clash(
+                "federation.aggregate",
+                lambda r: r.aggregation.local_params,
+                "leaves a part of each adapter with its client, and gives none that is whole",
+                "use fedit or mean, or remove offsite",
+            ),
+            _clash("compare.forms", lambda r: r.compare.forms, "the whole model is scored in the recipe's form alone"),
+            _clash("stream", lambda r: r.stream is not None, "each period is a run of its own"),
+            _clash("privacy.unit", lambda r: r.noised is not None, "its owner would train on the rows without noise"),
+            _clash("teacher", lambda r: r.teacher is not None, "the whole model is tuned on rows alone"),
+            _clash("synthetic", lambda r: r.synthetic is not None, "the whole model is tuned on rows alone"),
+            _clash("semi", lambda r: r.semi is not None, "the whole model is tuned on labelled rows alone"),
+        ),
+    ),
+)
