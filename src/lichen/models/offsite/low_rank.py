@@ -43,7 +43,8 @@ def low_rank(x_oi: Tensor, rank: int) -> Tensor:
     2
     """
     left_or, size_r, right_ri = torch.linalg.svd(x_oi.double(), full_matrices=False)
-    return (left_or[:, :rank] * size_r[:rank] @ right_ri[:rank]).to(x_oi.dtype)
+    nearest_oi: Tensor = left_or[:, :rank] * size_r[:rank] @ right_ri[:rank]
+    return nearest_oi.to(x_oi.dtype)
 
 
 def rounded(tensors: Tree, rank: int | None) -> Tree:

@@ -191,7 +191,7 @@ def train_middle(
         optimizer.param_groups[0]["lr"] = plan.lr * min(1.0, (step + 1) / max(1, plan.steps // 10))
         loss = _loss(model, emulator, _batch(rows, at, plan.pad), plan)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(list(middle.values()), 1.0)
         optimizer.step()
         if (step + 1) % _EVERY == 0 or step + 1 == plan.steps:
