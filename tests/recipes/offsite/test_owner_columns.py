@@ -15,7 +15,11 @@ from lichen.recipes.offsite.plug import plug
 from support.tiny_llama import recipe, save_model, save_rows
 
 LORA = {"target_modules": ["q_proj", "up_proj"], "rank": 2, "alpha": 4}
-FAST: dict[str, Any] = {"federation": {"rounds": 1}, "compare": {"baselines": ["base", "pooled"]}}
+FAST: dict[str, Any] = {
+    "engine": {"packing": False},
+    "federation": {"rounds": 1},
+    "compare": {"baselines": ["base", "pooled"]},
+}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +73,9 @@ def test_the_owner_s_columns_are_those_of_runs_by_hand(there: Path, tmp_path: Pa
 
 
 def test_spawned_clients_give_the_same_columns(there: Path, tmp_path: Path) -> None:
-    spawned = page(there, "emu", offsite={"model": str(there / "model")}, engine={"name": "spawned", "nodes": 1})
+    spawned = page(
+        there, "emu", offsite={"model": str(there / "model")}, engine={"name": "spawned", "nodes": 1, "packing": False}
+    )
     lichen.run(spawned, out=tmp_path / "spawned")
     assert means(tmp_path / "spawned") == means(there / "chat")
 
@@ -82,7 +88,7 @@ def test_a_classifier_and_whole_weights_have_them_too(there: Path, tmp_path: Pat
             "label",
             model={"adapter": adapter},
             offsite={"model": str(there / "model")},
-            **FAST,
+            **{key: value for key, value in FAST.items() if key != "engine"},
         )
         lichen.run(label, out=tmp_path / name)
         assert {"emulator", "plugged", "full"} <= set(means(tmp_path / name))

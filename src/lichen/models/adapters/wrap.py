@@ -20,10 +20,11 @@ from torch.func import functional_call
 
 from lichen.core.errors import LichenError
 from lichen.core.tree import Tree, split
-from lichen.models.adapters.ends.end_blocks import refuse_middle
+from lichen.models.adapters.ends.end_blocks import patched_middle, refuse_middle
 from lichen.models.adapters.heads import is_client_layer, wrap_layer
 from lichen.models.adapters.kind import Spec
-from lichen.models.adapters.linear_layers import fits, refuse_unknown
+from lichen.models.adapters.linear_layers import fits, is_linear, refuse_unknown
+from lichen.models.adapters.lora import LoraLinear
 from lichen.models.adapters.quantized import QuantizedLinear
 from lichen.models.packing.packing import Packing
 from lichen.models.packing.position_table import part_position_tables
@@ -43,6 +44,7 @@ class Wrapped:
         spec: What was asked for.
         packing: What its layers look at to know whether rows are packed.
         checkpointing: In calls of this one, layers keep their input only and compute the rest again on the way back.
+        patch_only: Names of layers that have no adapter, and take a patch of their frozen weight.
     """
 
     model: Any
@@ -51,6 +53,7 @@ class Wrapped:
     spec: Spec
     packing: Packing
     checkpointing: bool = False
+    patch_only: tuple[str, ...] = ()
 
     def init(self, seed: int) -> Tree:
         """Start values without client axis: the adapter's as its kind has them, heads as the model has them."""
@@ -100,7 +103,7 @@ class Wrapped:
         ready = dict(trainable_C)
         for name, x in split(fixed, "patch.")[0].items():
             path, _, kind = name.rpartition(".")
-            known = patched and path in self.layers
+            known = patched and (path in self.layers or path in self.patch_only)
             if not known or kind not in ("dense", "left", "right"):
                 raise LichenError(f"the patch {name!r} fits no layer with an adapter", where="job")
             ready[f"{path}.patch_{kind}"] = x
@@ -149,12 +152,18 @@ def wrap(model: Any, spec: Spec, *, bare: bool = False) -> Wrapped:
     shared: dict[int, Any] = {id(x): x for x in _tensors(model)}
     twin, packing = copy.deepcopy(model, shared), Packing()
     layers = spec.kind.place(twin, spec, packing, tuple(heads))
+    middle = patched_middle(model)
+    patch_only = tuple(
+        name for name, layer in modules.items() if middle and name.startswith(middle) and is_linear(layer)
+    )
+    for path in patch_only:
+        twin.set_submodule(path, LoraLinear(twin.get_submodule(path), scale=1.0, packing=packing))
     if not layers and not heads and not bare:
         raise LichenError("nothing would be trained", where="model.adapter", fix="name targets or heads")
     for path in heads:
         twin.set_submodule(path, wrap_layer(twin.get_submodule(path), packing))
     part_position_tables(twin, {*layers, *heads}, packing)
-    return Wrapped(twin.eval(), layers, tuple(heads), spec, packing)
+    return Wrapped(twin.eval(), layers, tuple(heads), spec, packing, patch_only=patch_only)
 
 
 def _tensors(model: Any) -> list[Tensor]:

@@ -32,7 +32,7 @@ from lichen.core.store import load_tree, save_tree
 from lichen.core.tree import Tree
 from lichen.models.adapters.ends.end_blocks import blocks_of
 
-__all__ = ["Distil", "Errors", "measure", "middle_tensors", "train_middle"]
+__all__ = ["Distil", "Errors", "batch_of", "measure", "middle_tensors", "relative_distance", "train_middle"]
 
 KD_WEIGHT, LM_WEIGHT = 30.0, 1.0
 """Of the squared distance and of the next token's loss, as in the paper's scripts."""
@@ -85,7 +85,8 @@ class Errors:
     model_loss: float | None
 
 
-def _batch(rows: Rows, at: Sequence[int], pad: int) -> dict[str, Tensor]:
+def batch_of(rows: Rows, at: Sequence[int], pad: int) -> dict[str, Tensor]:
+    """The chosen rows side by side, the shorter ones padded at the right."""
     chosen = [rows[i] for i in at]
     width = max(map(len, chosen))
     ids_BT = torch.tensor([[*row, *[pad] * (width - len(row))] for row in chosen])
@@ -114,7 +115,7 @@ def _token_losses(model: Any, last_BTH: Tensor, inputs: dict[str, Tensor]) -> Te
     )
 
 
-def _distance(a_BTH: Tensor, b_BTH: Tensor, mask_BT: Tensor) -> Tensor:
+def relative_distance(a_BTH: Tensor, b_BTH: Tensor, mask_BT: Tensor) -> Tensor:
     """The squared distance of a to b, as a share of b's own square, of each token; their mean.
 
     Some tokens have states a thousand times as large as others; without the share nothing but these would be learned.
@@ -131,7 +132,7 @@ def _loss(model: Any, emulator: Any, inputs: dict[str, Tensor], plan: Distil) ->
     last_BTH, cut_BTH = _states(emulator, inputs, len(blocks_of(emulator)) - last)
     if target_N is not None:
         return (_token_losses(emulator, last_BTH, inputs) - target_N - plan.margin).square().mean()
-    distance = KD_WEIGHT * _distance(cut_BTH, model_cut, inputs["attention_mask"])
+    distance = KD_WEIGHT * relative_distance(cut_BTH, model_cut, inputs["attention_mask"])
     return distance + LM_WEIGHT * _token_losses(emulator, last_BTH, inputs).mean() if _writes(emulator) else distance
 
 
@@ -147,10 +148,10 @@ def measure(model: Any, emulator: Any, rows: Rows, plan: Distil) -> Errors:
     """
     last, sums, tokens, predicted = plan.ends[1], [0.0, 0.0, 0.0], 0, 0
     for begin in range(0, len(rows), plan.rows):
-        inputs = _batch(rows, range(begin, min(begin + plan.rows, len(rows))), plan.pad)
+        inputs = batch_of(rows, range(begin, min(begin + plan.rows, len(rows))), plan.pad)
         (one, a), (two, b) = (_states(x, inputs, len(blocks_of(x)) - last) for x in (model, emulator))
         count = int(inputs["attention_mask"].sum())
-        sums[0] += float(_distance(b, a, inputs["attention_mask"])) * count
+        sums[0] += float(relative_distance(b, a, inputs["attention_mask"])) * count
         tokens += count
         if _writes(emulator):
             losses = [_token_losses(emulator, two, inputs), _token_losses(model, one, inputs)]
@@ -189,7 +190,7 @@ def train_middle(
         say(f"goes on from step {done}")
     for step, at in _batches(len(rows), plan, done):
         optimizer.param_groups[0]["lr"] = plan.lr * min(1.0, (step + 1) / max(1, plan.steps // 10))
-        loss = _loss(model, emulator, _batch(rows, at, plan.pad), plan)
+        loss = _loss(model, emulator, batch_of(rows, at, plan.pad), plan)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(list(middle.values()), 1.0)

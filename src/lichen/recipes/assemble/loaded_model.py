@@ -21,6 +21,7 @@ from lichen.data.sources.catalog import resolve_model
 from lichen.data.sources.entries import cache_dir
 from lichen.fm.local import LocalFM
 from lichen.fm.soft_prompt import SoftPrompt
+from lichen.models.adapters.ends.end_blocks import note_patched
 from lichen.models.adapters.whole_layers import came_with_head, head_layers, lacked_layers, within
 from lichen.models.causal_cohort import CausalCohort
 from lichen.models.classifier_cohort import ClassifierCohort
@@ -95,6 +96,8 @@ def load_model(
     else:
         tokenizer = load_encoder(resolve_model(STUDENT_TOKENIZER))[1]
         return LoadedModel(model=None, foundation=None, tokenizer=tokenizer, classes=classes)
+    if recipe.offsite is not None and recipe.offsite.realign is not None:
+        note_patched(foundation)
     recall = remembered if keep_private or section.scratch is None else anew
     model = cohort_of(recipe, foundation, tokenizer, classes, padded=padded, recall=recall)
     notes += _notes(recipe, foundation, model)

@@ -32,7 +32,7 @@ from lichen.models.offsite.low_rank import rounded
 from lichen.models.offsite.training import Distil, measure, middle_tensors, train_middle
 from lichen.recipes.artifacts.use import require_empty
 from lichen.recipes.assemble.bases.local_folder import local_folder
-from lichen.recipes.offsite.public_text import token_rows
+from lichen.recipes.tasks.offsite.public_text import token_rows
 
 __all__ = ["Training", "emulate"]
 

@@ -61,6 +61,7 @@ from lichen.recipes.tasks.columns import adapt
 from lichen.recipes.tasks.coverage import trained
 from lichen.recipes.tasks.learning import EventObserver
 from lichen.recipes.tasks.offsite.owner_columns import open_owner
+from lichen.recipes.tasks.offsite.realign import without_middle
 from lichen.recipes.tasks.outcome import TaskResult, baseline, gained, not_scored, over_all_rows, tested
 from lichen.recipes.tasks.personal_columns import personal_numbers
 from lichen.recipes.tasks.repair import safety
@@ -91,6 +92,8 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
     if attack is not None:
         say(f"attacked on purpose: {attack_text(attack, len(loaded.clients_data))}")
     owner = None if recipe.offsite is None else open_owner(loaded, recipe.offsite.model, say)
+    if owner is not None:
+        loaded = owner.aligning(loaded, say)
     help_result = apply_help(loaded, folder, say)
     columns = {**help_result.columns, **adapt(help_result.experiment, folder, observer, say, plain=loaded.experiment)}
     best = columns["federated"].shared or Shared()
@@ -289,7 +292,7 @@ def save_result(
                     spec=spec,
                     base_name=described_base(recipe, foundation),
                     task=task_of(recipe.task).peft,
-                    patch=patch,
+                    patch=without_middle(patch, model),
                     full_names=end_blocks(foundation) is not None,
                 )
                 tokenizer.save_pretrained(draft)

@@ -15,6 +15,7 @@ from typing import Literal
 
 from lichen.algorithms.agnostic import AFL
 from lichen.algorithms.average import Average
+from lichen.algorithms.realigned import Realigned
 from lichen.algorithms.scores import score_everyone, score_summed
 from lichen.algorithms.semi import SemiFL
 from lichen.algorithms.tilted import Tilted
@@ -120,6 +121,9 @@ def federate(
         admission=admission or admission_of(server),
         history=History(checkpoint.parent / HISTORY) if server.recipe.federation.history else None,
     )
+    if server.align is not None and server.recipe.offsite is not None and server.recipe.offsite.realign is not None:
+        every = server.recipe.offsite.realign.every
+        average = replace(average, optimizer=Realigned(average.optimizer, every=every, align=server.align))
     if private is not None:
         algorithm: Algorithm = private.around(average)
     else:

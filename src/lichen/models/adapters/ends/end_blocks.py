@@ -14,7 +14,7 @@ from torch import nn
 
 from lichen.core.errors import LichenError
 
-__all__ = ["blocks_of", "end_blocks", "end_prefixes", "note_ends", "refuse_middle"]
+__all__ = ["blocks_of", "end_blocks", "end_prefixes", "note_ends", "note_patched", "patched_middle", "refuse_middle"]
 
 
 def note_ends(model: nn.Module, ends: tuple[int, int]) -> None:
@@ -25,6 +25,16 @@ def note_ends(model: nn.Module, ends: tuple[int, int]) -> None:
         ends: First and last blocks, at least one in all, and fewer than it has.
     """
     object.__setattr__(model, "_end_blocks", ends)
+
+
+def note_patched(model: nn.Module) -> None:
+    """Remember on an emulator that the linear layers of its middle take patches, which its owner sends."""
+    object.__setattr__(model, "_middle_patched", True)
+
+
+def patched_middle(model: Any) -> tuple[str, ...]:
+    """How names in the middle begin, where it takes patches; none elsewhere."""
+    return middle_prefixes(model) if getattr(model, "_middle_patched", False) else ()
 
 
 def end_blocks(model: nn.Module) -> tuple[int, int] | None:

@@ -5,12 +5,14 @@ Legend: N clients of the roster.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
 from lichen.clients.splitting.split_parts import SplitParts
 from lichen.core.contracts.model import CohortModel
 from lichen.core.roster import Roster
+from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.augment import Views
 from lichen.data.batches.shards import Shard
@@ -38,6 +40,7 @@ class ServerSide:
         repair: Public safe pairs that it tunes on after the rounds; None: it does not.
         capacity: What each client can train; None where all train everything.
         split: The pieces of a split model; None where each client holds the whole.
+        align: Gives an emulator's middle a new patch between rounds; None: it stays as it is.
     """
 
     recipe: Recipe
@@ -52,6 +55,7 @@ class ServerSide:
     repair: Shard | None = None
     capacity: Capacity | None = None
     split: SplitParts | None = None
+    align: Callable[[Shared, int], Tree] | None = None
 
 
 def capacity_from(roster: Roster, *, scaling: float) -> Capacity | None:

@@ -9,9 +9,19 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from lichen.recipes.schema.model import Section
+from lichen.recipes.schema.model import Positive, Section
 
-__all__ = ["OffsiteConfig"]
+__all__ = ["OffsiteConfig", "RealignConfig"]
+
+
+class RealignConfig(Section):
+    """The owner aligns the emulator's middle with the model, whose ends have moved, and sends a patch of it."""
+
+    every: Positive = Field(default=2, description="rounds between two alignments")
+    steps: Positive = Field(default=20, description="steps of each, of four rows")
+    public: str = Field(description="text that anybody may see: catalog name, file or folder", examples=["sotu"])
+    rank: Positive = Field(default=8, description="of the patch of each linear layer of the middle, sent in each job")
+    lr: float = Field(default=1e-3, gt=0, lt=1, description="learning rate")
 
 
 class OffsiteConfig(Section):
@@ -21,4 +31,7 @@ class OffsiteConfig(Section):
         description="the model that the emulator was made of: catalog name, local folder or hub id. No client sees it; "
         "it gives the columns base, plugged and full",
         examples=["smollm2-135m"],
+    )
+    realign: RealignConfig | None = Field(
+        default=None, description="FedBiOT: its owner aligns the emulator between rounds; none: it stays as it is"
     )

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any, final
 
 from lichen.algorithms.scores import score
+from lichen.core.contracts.model import CohortModel
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
+from lichen.core.seeds import derive
 from lichen.core.store import ClientStore
 from lichen.core.tree import digest
 from lichen.core.wire.shared import Shared
@@ -37,6 +39,8 @@ from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.tasks.columns import pooled_column
 from lichen.recipes.tasks.learning import EventObserver
+from lichen.recipes.tasks.offsite.public_text import token_rows
+from lichen.recipes.tasks.offsite.realign import realigner, without_middle
 
 __all__ = ["Owner", "open_owner"]
 
@@ -50,11 +54,37 @@ class Owner:
         manifest: The emulator's.
         ends: The experiment on the model, of which the ends alone are trained, as on the emulator.
         full: The experiment on the model, of which all blocks are trained.
+        emulator: The emulator, as clients have it.
     """
 
     manifest: Manifest
+    emulator: CohortModel
     ends: Experiment
     full: Experiment
+
+    def aligning(self, loaded: LoadedExperiment, say: Callable[[str], None]) -> LoadedExperiment:
+        """The experiment on the emulator, its middle aligned between rounds where the recipe says so."""
+        recipe = loaded.experiment.recipe
+        config = None if recipe.offsite is None else recipe.offsite.realign
+        if config is None:
+            return loaded
+        rows, _ = token_rows(
+            config.public,
+            loaded.tokenizer,
+            most=4 * config.steps * recipe.federation.rounds,
+            stream=recipe.writes,
+            say=say,
+        )
+        align = realigner(
+            self.ends.model,
+            self.emulator,
+            self.manifest,
+            rows,
+            config,
+            seed=derive(recipe.seed, "offsite"),
+            pad=loaded.experiment.server.pad,
+        )
+        return replace(loaded, experiment=loaded.experiment.with_server(align=align))
 
     def columns(
         self, found: Mapping[str, Column], folder: RunFolder, observer: EventObserver, say: Callable[[str], None]
@@ -72,7 +102,7 @@ class Owner:
         shared = emulator.shared or Shared()
         moved = Shared(
             moved_tree(shared.trainable, self.manifest, where="federated"),
-            patch=moved_tree(shared.patch, self.manifest, where="federated"),
+            patch=moved_tree(without_middle(shared.patch, self.emulator), self.manifest, where="federated"),
         )
         if "base" in found:
             columns["emulator_base"] = found["base"]
@@ -152,7 +182,7 @@ def open_owner(loaded: LoadedExperiment, name: str, say: Callable[[str], None]) 
         server = replace(loaded.experiment.server, recipe=whole, model=model, start=start)
         return replace(loaded.experiment, server=server)
 
-    return Owner(manifest=manifest, ends=on(ends), full=on(found.model))
+    return Owner(manifest=manifest, emulator=loaded.experiment.model, ends=on(ends), full=on(found.model))
 
 
 def _ends_only(model: Any, ends: tuple[int, int]) -> Any:
