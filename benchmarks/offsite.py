@@ -24,7 +24,7 @@ MADE: dict[str, dict[str, Any]] = {
         "ends": "2,2",
         "layers": (16, 8, 4),
         "how": ("drop", "distil", "low-rank", "raised"),
-        "steps": 200,
+        "steps": 300,
     },
     "reviews": {
         "model": "minilm-l6",
