@@ -33,6 +33,7 @@ __all__ = [
     "LOADING",
     "base_digest",
     "can_write",
+    "causal_tokenizer",
     "draw_fresh",
     "dtype_of",
     "frozen_eval",
@@ -223,6 +224,40 @@ def can_write(source: str | Path) -> bool:
     return _is_causal(read_config(source))
 
 
+def _causal_config(source: str | Path) -> Any:
+    """The configuration of a causal language model.
+
+    Raises:
+        LichenError: if there is none, or it is of another kind of model.
+    """
+    config = read_config(source)
+    if not _is_causal(config):
+        raise LichenError(
+            f"{source} is a {config.model_type}, not a causal language model",
+            where="model.name",
+            fix="use it for task: classify, or give a model such as Llama, Qwen2 or GPT-2",
+        )
+    return config
+
+
+def causal_tokenizer(source: str | Path) -> Any:
+    """The tokenizer of a causal language model, as :func:`load_causal` gives it; no weights are read.
+
+    Args:
+        source: Folder or hub id.
+
+    Raises:
+        LichenError: as :func:`load_causal`, where no weights are at fault.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = _causal_config(source)
+    fix = "give a folder with a config.json of this version's"
+    with plainly(f"cannot read a model at {source}", where="model.name", fix=fix), torch.device("meta"):
+        shapes = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return read_tokenizer(source, shapes)
+
+
 def load_causal(
     source: str | Path,
     *,
@@ -248,13 +283,7 @@ def load_causal(
     """
     from transformers import AutoModelForCausalLM
 
-    config = read_config(source)
-    if not _is_causal(config):
-        raise LichenError(
-            f"{source} is a {config.model_type}, not a causal language model",
-            where="model.name",
-            fix="use it for task: classify, or give a model such as Llama, Qwen2 or GPT-2",
-        )
+    config = _causal_config(source)
     model, info = _weights(
         AutoModelForCausalLM, source, config, dtype_of(dtype), quantized, layers=layers, random=random
     )
