@@ -65,6 +65,7 @@ ELSEWHERE = {
     "model.student": "a dimension of the grid",
     "model.students": "a dimension of the grid",
     "compare.baselines": "which columns are computed; `base` where the bare model can do the task",
+    "compare.proxy": "a larger model's columns: tests/recipes/proxy",
     "compare.requests": "answers after the rounds: tests/recipes/tasks/test_repaired.py",
     "compare.requests_rows": "answers after the rounds: tests/recipes/tasks/test_repaired.py",
     "attack.requests": "other rows",

@@ -22,7 +22,7 @@ __all__ = ["attack_text", "compare_table", "summary_table", "training_text"]
 MOST_NAMES = 8
 """Liars that are named one by one; the summary has them all."""
 
-_ORDER = ("base", "alone", "alone_best", "federated", "personal", "chosen", "pooled")
+_ORDER = ("base", "alone", "alone_best", "federated", "personal", "chosen", "pooled", "big", "proxy")
 
 
 def _metric(summary: Mapping[str, Any]) -> str:

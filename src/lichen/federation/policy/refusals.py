@@ -38,7 +38,10 @@ TEXTS = (
 )
 """Keys that name a text of the catalog or a file."""
 
-MODELS = ("model.name", "teacher.name", "synthetic.name", "synthetic.embedder", "stream.rebase.model")
+MODELS = (
+    *("model.name", "teacher.name", "synthetic.name", "synthetic.embedder", "stream.rebase.model"),
+    "compare.proxy",
+)
 """Keys that name a foundation model."""
 
 
@@ -125,8 +128,10 @@ def _models(policy: Policy, recipe: Recipe) -> Iterator[Refusal]:
 
 
 def _loads(recipe: Recipe, key: str) -> bool:
-    """Whether the model at a key of a teacher, a writer or a stream is loaded."""
+    """Whether the model at a key of a teacher, a writer, a stream or a column is loaded."""
     teacher, synthetic = recipe.teacher, recipe.synthetic
+    if key == "compare.proxy":
+        return recipe.compare.proxy is not None
     if key == "stream.rebase.model":
         return recipe.stream is not None and recipe.stream.rebase is not None
     if key == "teacher.name":

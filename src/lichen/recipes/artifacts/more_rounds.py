@@ -23,6 +23,7 @@ STALE = (
     "federated",
     "without",
     "pooled.all",
+    "proxy",
     "forgotten.after",
     *(f"{name}.{when}" for name in ("federated", "without") for when in ("unrepaired", "repaired")),
     "refused.federated",

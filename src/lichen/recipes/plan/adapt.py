@@ -37,6 +37,7 @@ from lichen.recipes.plan.synthetic import with_writing
 from lichen.recipes.plan.timing import Rate
 from lichen.recipes.plan.traffic import traffic
 from lichen.recipes.plan.workload import Kind, WorkItem, budget, evaluated, evaluations, invitations
+from lichen.recipes.proxy.columns import refuse_proxy
 from lichen.recipes.rows.prepare import encode
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.coverage import planned
@@ -59,6 +60,7 @@ GIVEN_BACK = (
     "as does a program that calls lichen.allocator.keep_large_buffers() first"
 )
 
+PROXY = "scoring {name} by itself and steered, and its weights, come on top of all numbers"
 ANSWERS = (
     "answers to compare.requests, on which refusals are counted, and the server's repair come on top of all numbers"
 )
@@ -98,6 +100,7 @@ def estimate_adapt(
     """
     start_time = time.perf_counter()
     loaded = open_recipe(recipe, say=say, keep_private=False, report_counts=True)
+    refuse_proxy(loaded, say)
     loaded = replace(loaded, experiment=without_references(loaded.experiment))
     start = time.perf_counter() - start_time
     weights = weights_of(loaded.foundation) if loaded.foundation is not None else {}
@@ -119,6 +122,7 @@ def estimate_adapt(
     starts = 1 + len(recipe.optimizer.lr) if recipe.engine_kind.nodes else 1
     frozen = sum(count for name, count in weights.items() if name not in tensors.trainable)
     notes = found.notes if not recipe.writes or recipe.unsafe_requests is None else (*found.notes, ANSWERS)
+    notes = notes if recipe.compare.proxy is None else (*notes, PROXY.format(name=recipe.compare.proxy))
     notes = (*notes, NOTE) if OWN_ANSWERS in work_items else notes
     disk = replace(found.disk, private=found.disk.private + retained)
     found = replace(found, start=start * starts, frozen=frozen, read=loaded.read, notes=notes, disk=disk)

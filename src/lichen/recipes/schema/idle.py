@@ -356,6 +356,12 @@ READS: tuple[Read, ...] = (
         fix="remove it, or set compare.retention_text",
     ),
     Read(
+        keys=("compare.proxy",),
+        when=lambda r: r.writes and not r.prefers,
+        what=lambda r: f"it moves what a language model writes next, which task {r.task} does not score",
+        fix="remove it, or use task: chat",
+    ),
+    Read(
         keys=("compare.requests_rows",),
         when=lambda r: r.unsafe_requests is not None,
         what=lambda _: "no refusals are counted",

@@ -49,6 +49,7 @@ _PATHS = (
     ("data", "cards"),
     ("model", "name"),
     ("model", "adapter", "init_from"),
+    ("compare", "proxy"),
     ("stream", "rebase", "model"),
     ("stream", "rebase", "prompts"),
     ("teacher", "name"),

@@ -218,6 +218,9 @@ def needs_rows(recipe: Recipe) -> Iterator[NeedsRows]:
     if compare.retention_text is not None:
         why = "it is scored by this process"
         yield NeedsRows("compare.retention_text", why, "remove it", "compare.retention_text=null")
+    if compare.proxy is not None:
+        why = "the large model is scored by this process, on rows that it does not see"
+        yield NeedsRows("compare.proxy", why, "remove it, or ask it: lichen try FOLDER --proxy", "compare.proxy=null")
     if recipe.data.cards is not None:
         yield NeedsRows("data.cards", "each site holds its own cards, beside its rows", "remove it", "data.cards=null")
     if recipe.data.public is not None:

@@ -54,6 +54,7 @@ from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.assemble.sides.splitting.reading import crossing_numbers
 from lichen.recipes.assemble.workload import pooled_experiment
 from lichen.recipes.help.steps import apply_help
+from lichen.recipes.proxy.columns import proxy_columns, refuse_proxy
 from lichen.recipes.rows.client_counts import counts_of, shared_test
 from lichen.recipes.rows.prepare import encode
 from lichen.recipes.schema.recipe import Recipe
@@ -80,6 +81,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
         fetch_named(recipe, say)
     loaded = open_recipe(recipe, say=say, report_counts=True)
     with folder.ranks.ahead():
+        refuse_proxy(loaded, say)
         keep_template(recipe, loaded.tokenizer, folder.path)
     agree(folder, recipe, inputs_of(loaded))
     save_class_names(folder, loaded.classes)
@@ -99,6 +101,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
     best = columns["federated"].shared or Shared()
     if owner is not None:
         columns |= owner.columns(columns, folder, observer, say)
+    columns |= proxy_columns(loaded, folder, best, say, score=partial(score_on, path=folder.path, ranks=folder.ranks))
     extra = {**help_result.extra, **({} if owner is None else owner.numbers(columns))}
     if recipe.audit is not None:
         extra["canaries"] = recipe.audit.canaries

@@ -117,4 +117,35 @@ TRAINING: tuple[Feature, ...] = (
         used=lambda recipe: "pooled" in recipe.compare.baselines,
         needs=(Need(Property.SHARED_MODEL, "beside an {who} there is no model for pooled rows", "use [alone]"),),
     ),
+    Feature(
+        key="compare.proxy",
+        used=lambda recipe: recipe.compare.proxy is not None,
+        summary="proxy tuning: what tuning changed in a small model's logits, added to those of a large one",
+        papers=(Paper(short="Liu et al. COLM 2024", url="https://arxiv.org/abs/2401.08565"),),
+        needs=(Need(Property.SHARED_MODEL, "beside an {who} there is no tuned model to steer by", "remove it"),),
+        clashes=(
+            Clash(
+                other="optimizer.name",
+                used=lambda recipe: recipe.method.asks_only,
+                what="a prompt that is found by asking is no tuned model, whose logits could be told from the base's",
+                fix="remove it, or train by gradients",
+            ),
+            Clash(
+                other="federation.aggregate",
+                used=lambda recipe: recipe.aggregation.local_params,
+                what="parts of what is trained stay with the clients, and there is no one tuned model to steer by",
+                fix="remove it, or use federation.aggregate: fedit",
+            ),
+            Clash(
+                other="model.name",
+                used=lambda recipe: (
+                    recipe.compare.proxy == recipe.model.name
+                    and recipe.model.layers is None
+                    and not recipe.model.random
+                ),
+                what="is the model that is tuned, and what is added to it is what was taken away",
+                fix="name a larger model with the same tokenizer",
+            ),
+        ),
+    ),
 )

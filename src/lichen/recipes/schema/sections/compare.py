@@ -58,4 +58,10 @@ class CompareConfig(Section):
     target_metric: Literal["loss", "accuracy"] = Field(
         default="loss", description="what the target is: clients' mean loss, or the share of all rows that are right"
     )
+    proxy: str | None = Field(
+        default=None,
+        description="chat: a larger model with the same tokenizer, by catalog name, folder or hub id, scored by itself "
+        "(column `big`) and with what the federation taught the small one added to its logits (column `proxy`)",
+        examples=["models/large"],
+    )
     partitions: Positive = Field(default=10, description="oneshot: random partitions to compare with pooled")
