@@ -84,7 +84,10 @@ class Build(ModuleType):
 
     def talk(self, folder: Path, **settings: Any) -> Any:
         self.calls.append({"talk": {key: value for key, value in settings.items() if value is not None}})
-        return SimpleNamespace(kind="chat", answer=lambda text: (text.upper(), text[::-1]), settings="greedy")
+        names = ("bare model", "this run")
+        return SimpleNamespace(
+            kind="chat", answer=lambda text: (text.upper(), text[::-1]), settings="greedy", names=names
+        )
 
     def export(self, folder: Path, *, merge: bool, out: Path | None, client: str | None) -> Path:
         self.calls.append({"merge": merge, "out": out})
@@ -139,8 +142,8 @@ def test_the_commands_and_their_flags_are_pinned() -> None:
         "run": ["--json", "--out", "--quiet", "--resume", "--set", "-s", "RECIPE"],
         "compare": ["--json", "--minutes", "--only", "--out", "--quiet", "--seeds", "--set", "-s", "RECIPES"],
         "try": [
-            *("--delay", "--max-new-tokens", "--model", "--repetition-penalty", "--seed", "--temperature", "--time"),
-            "--top-p",
+            *("--delay", "--max-new-tokens", "--model", "--proxy", "--repetition-penalty", "--seed", "--temperature"),
+            *("--time", "--top-p"),
             "FOLDER",
             "TEXTS",
         ],
@@ -387,6 +390,33 @@ def test_try_shows_both_answers(
     assert cli.main(["try", "x", "a", "--temperature", "0.7", "--max-new-tokens", "5", "--seed", "3"]) == 0
     assert build.calls[-1] == {"talk": {"temperature": 0.7, "max_new_tokens": 5, "seed": 3}}
     assert "asked: greedy" in capsys.readouterr().err
+
+
+def test_try_by_proxy_shows_four_answers_and_is_for_runs_alone(
+    build: Build, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lichen.recipes.proxy
+
+    fake = ModuleType("lichen.recipes.proxy.talk")
+
+    def talk_by_proxy(folder: Path, proxy: str, *, say: Any, **settings: Any) -> Any:
+        say(f"asks {proxy}")
+        names = ("bare model", "this run", "big model", "proxy")
+        return SimpleNamespace(answer=lambda text: [text * i for i in (1, 2, 3, 4)], settings="greedy", names=names)
+
+    fake.talk_by_proxy = talk_by_proxy  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lichen.recipes.proxy.talk", fake)
+    monkeypatch.setattr(lichen.recipes.proxy, "talk", fake, raising=False)
+    assert cli.main(["try", "x", "a", "--proxy", "large"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "bare model: a\nthis run:   aa\nbig model:  aaa\nproxy:      aaaa\n\n"
+    assert "asks large" in shown.err
+    assert not build.calls
+    Path("whole").mkdir()
+    Path("whole/config.json").write_text("{}", encoding="utf-8")
+    for words, reason in ((["x", "--time"], "is not timed"), (["whole"], "needs the model before it was")):
+        assert cli.main(["try", *words, "a", "--proxy", "large"]) == 2
+        assert f"--proxy: {reason}" in capsys.readouterr().err
 
 
 def test_report_prints_tables_or_json(build: Build, capsys: pytest.CaptureFixture[str]) -> None:

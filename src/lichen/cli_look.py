@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -121,6 +122,7 @@ def try_command(
     time: bool = False,
     delay: float | None = None,
     model: str | None = None,
+    proxy: str | None = None,
 ) -> None:
     """Ask the bare model and the run's own the same thing; or a GGUF file, a whole model's folder, or an adapter's.
 
@@ -146,10 +148,17 @@ def try_command(
         With --time: seconds that a network would take, measured beside none.
     model
         Of an adapter: the folder of the model that it was trained on.
+    proxy
+        A larger model with the run's tokenizer (catalog name, folder, hub id, or a file that describes an endpoint): it
+        answers by itself, and with what the run changed in the small model's logits added to its own.
     """
     from lichen.recipes.local.open import form_of
 
     penalty = repetition_penalty
+    is_run = not folder.exists() or form_of(folder) == "run"
+    if proxy is not None and (time or not is_run):
+        what = "is not timed" if time else "needs the model before it was tuned, and after: a run's folder"
+        raise LichenError(what, where="--proxy", fix="leave it out")
     if time:
         sampling = {"--temperature": temperature, "--top-p": top_p, "--seed": seed, "--repetition-penalty": penalty}
         unused = [key for key, value in sampling.items() if value is not None]
@@ -161,7 +170,7 @@ def try_command(
         return
     if delay is not None:
         raise LichenError("is measured with --time alone", where="--delay", fix="add --time")
-    if folder.exists() and form_of(folder) != "run":
+    if not is_run:
         if penalty is not None:
             raise LichenError("is for runs", where="--repetition-penalty", fix="leave it out")
         with crash_in(folder):
@@ -180,7 +189,12 @@ def try_command(
     with crash_in(folder), redirect_stdout(sys.stderr):
         from lichen.recipes import run as run_module
 
-        talker = run_module.talk(
+        ask = run_module.talk
+        if proxy is not None:
+            from lichen.recipes.proxy.talk import talk_by_proxy
+
+            ask = partial(talk_by_proxy, proxy=proxy, say=log)
+        talker = ask(
             folder,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -188,12 +202,14 @@ def try_command(
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
+    width = max(map(len, talker.names)) + 1
     if talker.settings:
         log(f"asked: {talker.settings}")
     for text in texts or _lines():
         with crash_in(folder), redirect_stdout(sys.stderr):
-            before, after = talker.answer(text)
-        say(f"bare model: {before}\nthis run:   {after}\n")
+            answers = talker.answer(text)
+        lines = (f"{name + ':':{width}} {one}\n" for name, one in zip(talker.names, answers, strict=True))
+        say("".join(lines))
 
 
 def _lines() -> Iterable[str]:

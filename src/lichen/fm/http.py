@@ -185,7 +185,12 @@ class HttpFM:
             raise LichenError("a continuation has no tokens", where="score", fix="give it some text")
         return total
 
-    def _listed(self, prompt: str, texts: Sequence[str]) -> list[float]:
+    def next_tokens(self, prompt: str) -> list[tuple[str, float]]:
+        """The likeliest tokens after a text, and their log-probabilities; as many as the endpoint lists.
+
+        Raises:
+            LichenError: if the endpoint refuses, stays silent, or lists none.
+        """
         ask, top = self.endpoint.ask, self.endpoint.top
         body: dict[str, Any] = {"max_tokens": 1, "temperature": 0}
         if ask == "chat":
@@ -199,6 +204,10 @@ class HttpFM:
             raise LichenError(
                 f"{self.name} lists no log-probabilities", where=f"{self.endpoint.place}.ask", fix="ask another way"
             )
+        return listed
+
+    def _listed(self, prompt: str, texts: Sequence[str]) -> list[float]:
+        listed, ask = self.next_tokens(prompt), self.endpoint.ask
         found = []
         for text in texts:
             logps = [x for token, x in listed if (token.strip() == text.strip() if ask == "chat" else token == text)]

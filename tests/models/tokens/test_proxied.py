@@ -37,7 +37,8 @@ def llama(seed: int, *, vocabulary: int = WORDS, width: int = 16, layers: int = 
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config).requires_grad_(False).eval()
+        made: Any = LlamaForCausalLM(config)
+    return made.requires_grad_(False).eval()
 
 
 def batch(seed: int = 0) -> dict[str, torch.Tensor]:

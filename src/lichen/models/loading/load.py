@@ -254,7 +254,8 @@ def causal_tokenizer(source: str | Path) -> Any:
     config = _causal_config(source)
     fix = "give a folder with a config.json of this version's"
     with plainly(f"cannot read a model at {source}", where="model.name", fix=fix), torch.device("meta"):
-        shapes = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        auto: Any = AutoModelForCausalLM
+        shapes = auto.from_config(config, trust_remote_code=False)
     return read_tokenizer(source, shapes)
 
 

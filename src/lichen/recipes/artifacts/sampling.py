@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from lichen.core.errors import LichenError
 from lichen.data.batches.text import start_id
 from lichen.data.chat.chat_template import render
+from lichen.recipes.schema.recipe import Recipe
 
-__all__ = ["Sampling", "ask_ids", "end_ids", "generate_text"]
+__all__ = ["Sampling", "ask_ids", "end_ids", "generate_text", "settings_text", "write"]
+
+Steer = Callable[[Tensor, Tensor], Tensor] | None
+"""From the tokens so far ``(1, T)`` and a model's logits ``(1, V)`` to those that stand in their place."""
 
 
 @final
@@ -84,8 +89,31 @@ def end_ids(model: Any, tokenizer: Any, form: str) -> list[int]:
     return sorted(int(token) for token in ends)
 
 
-def generate_text(model: Any, tokenizer: Any, ids: Sequence[int], sampling: Sampling, *, ends: Sequence[int]) -> str:
-    """What the model writes after these tokens, special tokens left out."""
+def generate_text(
+    model: Any,
+    tokenizer: Any,
+    ids: Sequence[int],
+    sampling: Sampling,
+    *,
+    ends: Sequence[int],
+    steer: Steer = None,
+) -> str:
+    """What the model writes after these tokens, special tokens left out.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        ids: The tokens before.
+        sampling: How the next token is chosen.
+        ends: Tokens that end a text.
+        steer: Gives other logits in the place of the model's, before anything else is done to them.
+    """
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    penalty: dict[str, Any] = {"repetition_penalty": sampling.repetition_penalty}
+    if steer is not None:  # those of a caller come after the penalty, which is to see what they give
+        after = [RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)]
+        penalty: dict[str, Any] = {"repetition_penalty": 1.0, "logits_processor": [steer, *after]}
     row = torch.tensor([list(ids)], device=model.device)
     sampled = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
     with torch.no_grad(), torch.random.fork_rng():
@@ -95,9 +123,25 @@ def generate_text(model: Any, tokenizer: Any, ids: Sequence[int], sampling: Samp
             attention_mask=torch.ones_like(row),
             max_new_tokens=sampling.max_new_tokens,
             do_sample=bool(sampled),
-            repetition_penalty=sampling.repetition_penalty,
+            **penalty,
             pad_token_id=tokenizer.pad_token_id,
             **({"eos_token_id": list(ends)} if ends else {}),
             **sampled,
         )
     return str(tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)).strip()
+
+
+def settings_text(recipe: Recipe, sampling: Sampling) -> str:
+    """How a run is asked, in words."""
+    if not {"chat", "messages"} & {recipe.data.form}:
+        return f"{sampling}; form {recipe.data.form}"
+    system = recipe.data.system
+    named = "the template's own" if system is None else repr(system) if system else "none"
+    return f"{sampling}; chat template, system message: {named}"
+
+
+def write(recipe: Recipe, model: Any, tokenizer: Any, text: str, sampling: Sampling, *, steer: Steer = None) -> str:
+    """One answer in the form the run was trained in; ``steer`` as for :func:`generate_text`."""
+    form = recipe.data.form
+    ids = ask_ids(tokenizer, form, text)
+    return generate_text(model, tokenizer, ids, sampling, ends=end_ids(model, tokenizer, form), steer=steer)

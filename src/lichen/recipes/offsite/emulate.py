@@ -30,7 +30,7 @@ from lichen.models.loading.load import can_write, load_causal, load_encoder
 from lichen.models.offsite.layers import OwnerModel, open_owner_model, save_emulator, stride
 from lichen.models.offsite.low_rank import rounded
 from lichen.models.offsite.training import Distil, measure, middle_tensors, train_middle
-from lichen.recipes.artifacts.use import require_empty
+from lichen.recipes.artifacts.use.export import require_empty
 from lichen.recipes.assemble.bases.local_folder import local_folder
 from lichen.recipes.tasks.offsite.public_text import token_rows
 

@@ -41,7 +41,7 @@ from lichen.models.loading.weights_file import read_tensors
 from lichen.models.offsite.layers import TOKENIZER_FILES, OwnerModel, open_owner_model
 from lichen.models.offsite.moved import moved_config, moved_tree
 from lichen.models.whole import filled
-from lichen.recipes.artifacts.use import require_empty
+from lichen.recipes.artifacts.use.export import require_empty
 from lichen.recipes.assemble.bases.local_folder import local_folder
 
 __all__ = ["PLUGGED", "plug"]

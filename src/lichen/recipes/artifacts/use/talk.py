@@ -21,7 +21,7 @@ from lichen.data.sources.record import Record
 from lichen.models.features import EncoderFeatures
 from lichen.models.loading.load import load_encoder
 from lichen.models.loading.named_head import has_named_head
-from lichen.recipes.artifacts.sampling import Sampling, ask_ids, end_ids, generate_text
+from lichen.recipes.artifacts.sampling import Sampling, settings_text, write
 from lichen.recipes.artifacts.use.finished import (
     attach_learned,
     classes_of_run,
@@ -45,13 +45,15 @@ class Talker:
 
     Attributes:
         kind: Whether it writes or classifies.
-        answer: From a text to (the bare model's answer, the run's answer).
+        answer: From a text to (the bare model's answer, the run's answer), and to those of others that ``names`` adds.
         settings: How it is asked, in words; empty for a classifier.
+        names: Whose answers these are.
     """
 
     kind: Literal["chat", "classify"]
-    answer: Callable[[str], tuple[str, str]]
+    answer: Callable[[str], tuple[str, ...]]
     settings: str = ""
+    names: tuple[str, ...] = ("bare model", "this run")
 
 
 def talk(
@@ -102,10 +104,10 @@ def talk_rounds(recipe: Recipe, tree: Tree, folder: Path, sampling: Sampling) ->
     if recipe.writes:
 
         def answer(text: str) -> tuple[str, str]:
-            bare, mine = (_write(recipe, one, tokenizer, text, sampling) for one in (model, joined))
+            bare, mine = (write(recipe, one, tokenizer, text, sampling) for one in (model, joined))
             return bare, mine
 
-        return Talker(kind="chat", answer=answer, settings=_settings(recipe, sampling))
+        return Talker(kind="chat", answer=answer, settings=settings_text(recipe, sampling))
 
     own = recipe.model.head == "base" and has_named_head(model)
     describe = _describing(recipe, classes)
@@ -119,26 +121,11 @@ def talk_rounds(recipe: Recipe, tree: Tree, folder: Path, sampling: Sampling) ->
     return Talker(kind="classify", answer=classify)
 
 
-def _settings(recipe: Recipe, sampling: Sampling) -> str:
-    if not {"chat", "messages"} & {recipe.data.form}:
-        return f"{sampling}; form {recipe.data.form}"
-    system = recipe.data.system
-    named = "the template's own" if system is None else repr(system) if system else "none"
-    return f"{sampling}; chat template, system message: {named}"
-
-
 def _describing(recipe: Recipe, classes: Sequence[str]) -> Callable[[torch.Tensor], str]:
     """What puts a row's outputs into words."""
     labels = task_of(recipe.task).labels
     assert labels is not None
     return partial(labels.describe, names=classes)
-
-
-def _write(recipe: Recipe, model: Any, tokenizer: Any, text: str, sampling: Sampling | None = None) -> str:
-    """One answer in the form the run was trained in."""
-    form = recipe.data.form
-    ids = ask_ids(tokenizer, form, text)
-    return generate_text(model, tokenizer, ids, sampling or Sampling(), ends=end_ids(model, tokenizer, form))
 
 
 def _talk_student(recipe: Recipe, tree: Tree, folder: Path) -> Talker:
