@@ -175,3 +175,8 @@ def test_a_path_beside_the_recipe_is_found(home: Path) -> None:
     file = home / "recipe.yaml"
     file.write_text(dump_yaml(made(home, compare={"proxy": "large"})), encoding="utf-8")
     assert read_recipe(file).compare.proxy == str(home / "large")
+
+
+def test_a_plan_says_that_the_large_model_comes_on_top(home: Path) -> None:
+    notes = plan(made(home, rounds=1), seconds=0.01).expected.notes
+    assert [note for note in notes if note.startswith(f"scoring {home / 'large'} by itself and steered")]

@@ -113,7 +113,7 @@ def generate_text(
     penalty: dict[str, Any] = {"repetition_penalty": sampling.repetition_penalty}
     if steer is not None:  # those of a caller come after the penalty, which is to see what they give
         after = [RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)]
-        penalty: dict[str, Any] = {"repetition_penalty": 1.0, "logits_processor": [steer, *after]}
+        penalty = {"repetition_penalty": 1.0, "logits_processor": [steer, *after]}
     row = torch.tensor([list(ids)], device=model.device)
     sampled = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
     with torch.no_grad(), torch.random.fork_rng():

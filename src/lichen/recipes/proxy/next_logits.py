@@ -43,7 +43,7 @@ class LocalLogits:
     def __init__(self, model: Any) -> None:
         signature = inspect.signature(model.forward)
         self._model, self._cache = model, cache_argument(signature)
-        self._places = "position_ids" in signature.parameters
+        self._positions = "position_ids" in signature.parameters
         self._last = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
         self._past: Any = None
         self._seen: list[int] = []
@@ -58,7 +58,7 @@ class LocalLogits:
         device = self._model.get_input_embeddings().weight.device
         more: dict[str, Any] = {"use_cache": self._cache is not None, **self._last}
         more |= {self._cache or CACHE_NAMES[0]: self._past} if self._cache else {}
-        more |= {"position_ids": torch.arange(known, len(whole), device=device)[None]} if self._places else {}
+        more |= {"position_ids": torch.arange(known, len(whole), device=device)[None]} if self._positions else {}
         with torch.no_grad():
             mask_1T = torch.ones(1, len(whole), dtype=torch.int64, device=device)
             out = self._model(input_ids=torch.tensor([whole[known:]], device=device), attention_mask=mask_1T, **more)
