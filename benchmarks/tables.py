@@ -15,7 +15,7 @@ from typing import Any
 
 from lichen.present.compare import ComparisonRow, Spread
 from lichen.present.compare_table import comparison_markdown
-from lichen.present.units import seconds_text
+from lichen.present.units import bytes_text, seconds_text
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SPREADS = ("value", "worst", "base", "constant", "forgotten_before", "forgotten_after",
@@ -63,6 +63,29 @@ def compared(folder: str) -> None:
         wide = {name: Spread(**row[name]) for name in SPREADS if row.get(name)}
         rows.append(ComparisonRow(**{**row, **wide, "seeds": tuple(row["seeds"]), "faults": tuple(row["faults"])}))
     print(comparison_markdown(rows).partition("\n\n")[0])
+
+
+TOO_BIG = (
+    ("LoRA, the model whole (FedIT)", "FedIT"),
+    ("base in 8 bits", "base-int8"),
+    ("base in 4 bits", "base-nf4"),
+    ("a group of layers in turn", "layer-wise"),
+    ("no way back through the model (MeZO)", "MeZO"),
+    ("a soft prompt found by asking (FedBPT)", "FedBPT"),
+)
+"""Ways of adapting a model that is too big for its clients, and what ``adapt-chat`` calls them."""
+
+
+def too_big() -> None:
+    """What ways for clients that are short of memory or of access cost and gave on ``adapt-chat``."""
+    found = {row["method"]: row for row in read("adapt-chat/compare.json")["rows"]}
+    rows = []
+    for title, name in TOO_BIG:
+        row = found[name]
+        before, after = (spread(row[key]["values"], ".1f") for key in ("base", "value"))
+        memory, up, down = (bytes_text(row[key]) for key in ("memory", "client_up", "client_down"))
+        rows.append([title, memory, up, down, before, after])
+    show("way | client memory | up | down | perplexity before | after", rows)
 
 
 def gkt() -> None:
@@ -384,6 +407,7 @@ TABLES: dict[str, Callable[..., None]] = {
     function.__name__: function
     for function in (
         compared,
+        too_big,
         gkt,
         pate,
         seeds,
