@@ -205,7 +205,9 @@ class FederationConfig(Section):
         description="rank of each client's adapter, dealt out in turns; none: all have the adapter's",
     )
     memory: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
-        default=None, description="GiB each client has, dealt out in turns: its rank and layers follow; none: enough"
+        default=None,
+        min_length=1,
+        description="GiB each client has, dealt out in turns: its rank and layers follow; none: enough",
     )
     layer_groups: Positive = Field(
         default=1, description="layer-wise: parts of the stack that take turns in being trained, a round each"
