@@ -395,9 +395,9 @@ def test_try_shows_both_answers(
 def test_try_by_proxy_shows_four_answers_and_is_for_runs_alone(
     build: Build, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lichen.recipes.proxy
+    import lichen.recipes.local
 
-    fake = ModuleType("lichen.recipes.proxy.talk")
+    fake = ModuleType("lichen.recipes.local.proxy_talk")
 
     def talk_by_proxy(folder: Path, proxy: str, *, say: Any, **settings: Any) -> Any:
         say(f"asks {proxy}")
@@ -405,8 +405,8 @@ def test_try_by_proxy_shows_four_answers_and_is_for_runs_alone(
         return SimpleNamespace(answer=lambda text: [text * i for i in (1, 2, 3, 4)], settings="greedy", names=names)
 
     fake.talk_by_proxy = talk_by_proxy  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "lichen.recipes.proxy.talk", fake)
-    monkeypatch.setattr(lichen.recipes.proxy, "talk", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "lichen.recipes.local.proxy_talk", fake)
+    monkeypatch.setattr(lichen.recipes.local, "proxy_talk", fake, raising=False)
     assert cli.main(["try", "x", "a", "--proxy", "large"]) == 0
     shown = capsys.readouterr()
     assert shown.out == "bare model: a\nthis run:   aa\nbig model:  aaa\nproxy:      aaaa\n\n"

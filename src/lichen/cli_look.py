@@ -191,7 +191,7 @@ def try_command(
 
         ask = run_module.talk
         if proxy is not None:
-            from lichen.recipes.proxy.talk import talk_by_proxy
+            from lichen.recipes.local.proxy_talk import talk_by_proxy
 
             ask = partial(talk_by_proxy, proxy=proxy, say=log)
         talker = ask(

@@ -11,9 +11,9 @@ from lichen.models.loading.load import frozen_eval
 from lichen.recipes.artifacts.sampling import Sampling, settings_text, write
 from lichen.recipes.artifacts.use.finished import open_models
 from lichen.recipes.artifacts.use.talk import Talker
+from lichen.recipes.local.next_logits import EndpointLogits, LocalLogits, NextLogits, replaced, steered
+from lichen.recipes.local.proxy_endpoint import read_endpoint
 from lichen.recipes.proxy.big import open_big, require_fit
-from lichen.recipes.proxy.endpoint import read_endpoint
-from lichen.recipes.proxy.next_logits import EndpointLogits, LocalLogits, NextLogits, replaced, steered
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.stages.folder import last_stage
 

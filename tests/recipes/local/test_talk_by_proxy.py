@@ -14,8 +14,8 @@ import lichen
 from lichen.core.errors import LichenError
 from lichen.models.loading.load import load_causal
 from lichen.recipes.artifacts.sampling import ask_ids
-from lichen.recipes.proxy.next_logits import LocalLogits
-from lichen.recipes.proxy.talk import talk_by_proxy
+from lichen.recipes.local.next_logits import LocalLogits
+from lichen.recipes.local.proxy_talk import talk_by_proxy
 from support.openai_server import answering
 from support.tiny_llama import recipe, save_model, save_rows
 
