@@ -57,6 +57,7 @@ from lichen.recipes.stages.folder import last_stage
 from lichen.recipes.stages.read import Staged, read_page
 from lichen.recipes.stages.run import run_stages
 from lichen.recipes.tasks.exchange import run_exchange
+from lichen.recipes.tasks.hosts.pipeline import run_pipeline
 from lichen.recipes.tasks.outcome import TaskResult
 from lichen.recipes.tasks.replay import replay
 from lichen.recipes.tasks.run_summary import summarise, who_gained
@@ -167,6 +168,12 @@ def run(
             "the whole model is scored on rows that this process sees, and here others hold them",
             where="offsite",
             fix="leave it out, and plug what was trained into the model afterwards: lichen plug RUN --into MODEL",
+        )
+    if recipe.pipeline is not None and alone is not None:
+        raise LichenError(
+            "tokens and labels come to the hosts of a pipeline from this process, and here others hold the rows",
+            where="pipeline",
+            fix="leave it out, or run the recipe with its rows here",
         )
     apart = recipe.engine_kind.ranks and not recipe.streams  # each period starts ranks of its own
     if apart and alone is not None:
@@ -310,6 +317,7 @@ def _go(
             observe(event)
 
     task: Callable[..., TaskResult] = run_exchange if recipe.exchange else task_of(recipe.task).procedure.load("run")
+    task = run_pipeline if recipe.pipeline is not None else task
     task = alone or task
     # One process sees its own machine and accelerator only, and a part would look like the whole.
     single = ranks.size == 1

@@ -152,15 +152,13 @@ def recipe_engine(
         *(sys.executable, "-m", "lichen", "node"),
         *("--recipe", str(folder.path / "recipe.yaml"), "--state", str(folder.path / "state")),
     )
-    kind = recipe.engine_kind
+    kind, nodes = recipe.engine_kind, recipe.engine.nodes if recipe.pipeline is None else recipe.pipeline.hosts
     settings = EngineSettings(
         local=local,
         ranks=folder.ranks,
         command=command,
-        nodes=recipe.engine.nodes,
-        children=folder.children(lambda: children_of(command, recipe.engine.nodes))
-        if recipe.engine_kind.nodes
-        else None,
+        nodes=nodes,
+        children=folder.children(lambda: children_of(command, nodes)) if recipe.engine_kind.nodes else None,
         state=store.folder.relative_to(folder.path / "state").as_posix() if kind.nodes else "",
         agreed=agreed_name(recipe, start),
     )

@@ -19,6 +19,7 @@ from lichen.core.errors import LichenError
 from lichen.engines.kinds import ENGINES
 from lichen.models.preference.kinds import PREFERENCES
 from lichen.recipes.schema.features.reads import Read, every, of_adapters, of_family, of_words
+from lichen.recipes.schema.sections.pipeline import unread_by_hosts
 from lichen.server.robust.table import ROBUST
 from lichen.server.rules import RULES
 from lichen.tasks.registry import task_of
@@ -40,6 +41,8 @@ def changed_keys(section: BaseModel, prefix: str = "") -> Iterator[str]:
 
 def idle_keys(recipe: Any) -> Iterator[LichenError]:
     """For each key of a recipe that nobody reads there, what its writer is to be told."""
+    if recipe.pipeline is not None:
+        yield from unread_by_hosts(changed_keys(recipe))
     for key in changed_keys(recipe):
         whole = {key, *(key[:at] for at, letter in enumerate(key) if letter == ".")}
         for read in READS:

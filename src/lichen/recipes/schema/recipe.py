@@ -29,6 +29,7 @@ from lichen.recipes.schema.sections.engine import EngineConfig
 from lichen.recipes.schema.sections.fingerprint import FingerprintConfig
 from lichen.recipes.schema.sections.offsite import OffsiteConfig
 from lichen.recipes.schema.sections.personal import PersonalConfig
+from lichen.recipes.schema.sections.pipeline import PipelineConfig, misfits_of_hosts
 from lichen.recipes.schema.sections.prefer import PreferConfig
 from lichen.recipes.schema.sections.privacy import PrivacyConfig
 from lichen.recipes.schema.sections.split import SplitConfig
@@ -102,6 +103,9 @@ class Recipe(Section):
     )
     split: SplitConfig | None = Field(
         default=None, description="the server holds the middle of the model; none: each client holds the whole"
+    )
+    pipeline: PipelineConfig | None = Field(
+        default=None, description="task chat: one model over hosts that hold a piece each; none: each holds it whole"
     )
     cache_dir: str | None = Field(
         default=None,
@@ -209,6 +213,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_consistency(self) -> Recipe:
         model, student, task = self.model, self.model.student, task_of(self.task)
+        if self.pipeline is not None:
+            for fault in misfits_of_hosts(self):
+                raise ValueError(fault)
         if task.prefers and self.prefer is None:
             raise ValueError(f"prefer: task {task.name} learns by a loss of preferences; set prefer.kind, such as dpo")
         if not task.prefers and self.prefer is not None:

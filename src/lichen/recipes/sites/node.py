@@ -17,6 +17,7 @@ from lichen.engines.remote.talks import Talks
 from lichen.engines.remote.worker import SiteWorker
 from lichen.recipes.assemble.aggregation import down_of
 from lichen.recipes.assemble.open import open_recipe
+from lichen.recipes.assemble.pieces.hosts import Hosts
 from lichen.recipes.assemble.preference.references import with_references
 from lichen.recipes.assemble.sides.canaries import canary_key
 from lichen.recipes.assemble.sides.privacy import secret_of
@@ -83,6 +84,8 @@ def talks_in(
 
 def _whole(recipe: Recipe, state: Path) -> Node:
     """A node with everybody's rows, and with the run's canaries where it has any."""
+    if recipe.pipeline is not None:
+        return Hosts(recipe)
     if not task_of(recipe.task).procedure.rounds:
         return open_statistics(recipe)
     loaded = open_recipe(recipe).fingerprinted()
