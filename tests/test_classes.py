@@ -63,6 +63,8 @@ SET = {
     ("models/adapters/ends/end_blocks.py", "model"),
     ("models/adapters/whole_layers.py", "model"),
     ("models/loading/initial.py", "model.config"),
+    ("models/loading/span.py", "model"),
+    ("models/pieces/carve.py", "part"),
     ("models/packing/position_table.py", "layer"),
     ("models/peft/merge.py", "layer"),
 }

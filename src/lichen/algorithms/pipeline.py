@@ -109,7 +109,7 @@ class _Stage:
         job: What it does.
         turns: Its questions.
         expected: What each must be.
-        asked: How many have come.
+        questions: How many have come.
         want: What it waits for now; None: it works, or nothing was wanted.
         waits: It waits for an answer.
         then: Virtual seconds at which it is free.
@@ -120,7 +120,7 @@ class _Stage:
     job: Job
     turns: list[Turn]
     expected: list[Expected]
-    asked: int = 0
+    questions: int = 0
     want: tuple[int, Op] | None = None
     waits: bool = False
     then: float = 0.0
@@ -322,9 +322,9 @@ class Pipeline:
             what = reply.error or LichenError("nothing came", where=f"host {place}")
             raise _LostError(Refusal(client=place, reason=reply.reason, what=what.what, where=what.where, fix=what.fix))
         asks = reply.question
-        if asks != (stage.asked < len(stage.turns)):
+        if asks != (stage.questions < len(stage.turns)):
             raise _LostError(Refusal(client=place, reason="turn", what="asks one time too many, or ends too early"))
-        expected = stage.expected[stage.asked] if asks else self.host.expected(stage.job)
+        expected = stage.expected[stage.questions] if asks else self.host.expected(stage.job)
         fault = form_fault(message) or declared_fault(message, expected)
         if fault is None and (message.client_C.tolist(), message.version_C.tolist()) != ([place], [stage.job.version]):
             fault = "version", "was made in another's name, or for another version"
@@ -336,9 +336,9 @@ class Pipeline:
         if not asks:
             stage.end = message
             return
-        turn = stage.turns[stage.asked]
-        step = stage.asked // (len(stage.turns) // len(mail.steps))
-        stage.asked += 1
+        turn = stage.turns[stage.questions]
+        step = stage.questions // (len(stage.turns) // len(mail.steps))
+        stage.questions += 1
         mail.put(place, step, turn, message, stage.then)
         stage.want, stage.waits = None if turn.wants is None else (step, turn.wants), True
 

@@ -111,6 +111,7 @@ WHOLE = {
     "fingerprint": {"secrets": "secrets"},
     "offsite": {"model": "smollm2-135m"},
     "stream": {"by": "month"},
+    "pipeline": {"hosts": 2},
     "prefer": {"kind": "dpo"},
 }
 """Sections with a key that must be there, whole."""

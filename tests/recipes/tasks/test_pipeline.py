@@ -59,8 +59,8 @@ def alone(home: Path) -> lichen.Result:
 def test_one_process_learns(alone: lichen.Result) -> None:
     columns = alone.summary["columns"]
     assert columns["federated"]["mean"] < columns["base"]["mean"]
-    assert alone.summary["extra"]["pipeline.blocks"] == "1, 1"
-    assert 0 < alone.summary["extra"]["pipeline.idle"] < 1
+    assert alone.summary["extra"]["hosts.blocks"] == "1, 1"
+    assert 0 < alone.summary["extra"]["hosts.idle"] < 1
     assert alone.summary["bytes_up"] > 0
 
 
@@ -170,5 +170,7 @@ def test_hosts_that_do_not_suit_the_model_are_refused(home: Path, tmp_path: Path
         with pytest.raises(LichenError) as caught:
             lichen.run(values(home, pipeline=section), out=tmp_path / "run")
         assert caught.value.where == where
+    with pytest.raises(LichenError, match=r"hosts hold 1 blocks \(50% of the model\), 1 blocks \(50% of the model\)"):
+        lichen.plan(values(home))
     with pytest.raises(LichenError, match="others hold the rows"):
         lichen.run(values(home, engine={"name": "spawned"}), out=tmp_path / "run", server_alone=True)

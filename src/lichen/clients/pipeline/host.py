@@ -30,7 +30,7 @@ from lichen.core.expected import ANY, COUNT, Expected, TensorSpec, specs_of
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
 
-__all__ = ["MOMENTS", "PipelineHost", "job_turns", "mean_and_squares"]
+__all__ = ["MOMENTS", "PipelineHost", "job_turns"]
 
 MOMENTS = "moments"
 """The group of frozen tensors that a job's optimizer state is."""

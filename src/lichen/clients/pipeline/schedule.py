@@ -58,7 +58,7 @@ class Turn:
 
 def _ops(stage: int, stages: int, micro: int, order: Order) -> list[Op]:
     """All that a host does in one step."""
-    forward, backward = ([Op(kind, m) for m in range(micro)] for kind in ("forward", "backward"))  # type: ignore[arg-type]
+    forward, backward = ([Op(kind, m) for m in range(micro)] for kind in ("forward", "backward"))
     if order == "gpipe":
         return [*forward, *backward, Op("step")]
     ahead = min(stages - stage - 1, micro)

@@ -33,7 +33,7 @@ from lichen.models.adapters.lora import Lora
 from lichen.models.loading.span import Span, note_span
 from lichen.models.pieces.families import blocks_of, family_of
 
-__all__ = ["block_count", "carve", "check_span", "spec_within"]
+__all__ = ["carve", "spec_within"]
 
 
 @final
@@ -64,11 +64,6 @@ class NoPositions(nn.Module):
     def forward(self, position_ids: Tensor) -> Tensor:
         """One number, whatever the positions."""
         return torch.tensor(-0.0, device=position_ids.device)
-
-
-def block_count(config: Any) -> int:
-    """How many blocks a model of this configuration has."""
-    return int(config.get_text_config().num_hidden_layers)
 
 
 def check_span(start: int, stop: int, blocks: int, *, where: str) -> Span:

@@ -151,7 +151,7 @@ def _files_of(source: str | Path) -> dict[str, Path]:
 
 def _fetched(source: str) -> Path:
     """The folder in which a hub's model lies."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     with plainly(f"cannot read a model at {source}", where="model.name", fix="give a folder with safetensors"):
         for name in ("model.safetensors", "model.safetensors.index.json"):
@@ -175,6 +175,6 @@ def _place(name: str, where: Mapping[str, Path], piece: Any) -> tuple[Path, str]
 
 
 def _read(file: Path, key: str) -> Tensor:
-    with safe_open(file, framework="pt") as opened:
-        x: Tensor = opened.get_tensor(key)
+    with safe_open(file, framework="pt") as file_tensors:
+        x: Tensor = file_tensors.get_tensor(key)
     return x

@@ -17,8 +17,8 @@ from lichen.models.pieces.families import blocks_of, family_of
 __all__ = ["check_parts", "numbers_of", "part_blocks", "spans_of"]
 
 
-def numbers_of(model: Any) -> tuple[list[int], int, int]:
-    """``(numbers of each block, of what comes before, of what comes after)``; a matrix at both ends counts at both.
+def numbers_of(model: Any) -> tuple[list[int], int, int, int]:
+    """``(each block's numbers, those before, those after, the whole's)``; of a matrix at both ends the whole has one.
 
     Args:
         model: A whole one; its structure is enough.
@@ -33,20 +33,21 @@ def numbers_of(model: Any) -> tuple[list[int], int, int]:
             before += x.numel()
         elif not name.startswith(f"{path}."):
             after += x.numel()
-    return each, before, after
+    return each, before, after, sum(x.numel() for x in model.parameters())
 
 
-def part_blocks(each: Sequence[int], before: int, after: int, hosts: int) -> tuple[int, ...]:
+def part_blocks(each: Sequence[int], before: int, after: int, whole: int, hosts: int) -> tuple[int, ...]:
     """How many blocks each host has: the least of the largest share of the bytes or of the work that a host may have.
 
     Args:
         each: Numbers of each block, which are its bytes and its work.
         before: Numbers before the blocks: bytes, and no work.
         after: Numbers after them: bytes and work.
+        whole: Numbers of the whole.
         hosts: S.
 
-    >>> part_blocks([1] * 30, 8, 8, 3), part_blocks([1, 1, 1, 1], 0, 0, 3)
-    ((8, 14, 8), (2, 1, 1))
+    >>> part_blocks([1] * 30, 8, 8, 38, 3), part_blocks([1, 1, 1, 1], 0, 0, 4, 3)
+    ((8, 15, 7), (2, 1, 1))
 
     Raises:
         LichenError: if there are fewer blocks than hosts.
@@ -55,26 +56,26 @@ def part_blocks(each: Sequence[int], before: int, after: int, hosts: int) -> tup
         raise LichenError(
             f"{hosts} hosts for {len(each)} blocks", where="pipeline.hosts", fix=f"use {len(each)} at most"
         )
-    total, work = sum(each) + before + after, sum(each) + after
+    work = sum(each) + after
     at = [0]
     for numbers in each:
         at.append(at[-1] + numbers)
 
     def cost(start: int, stop: int, host: int) -> float:
         own = at[stop] - at[start] + (after if host == hosts - 1 else 0)
-        return max((own + (before if host == 0 else 0)) / total, own / work)
+        return max((own + (before if host == 0 else 0)) / whole, own / work)
 
-    # The best for the first hosts and blocks; of equal ones the one that gives earlier hosts more.
-    best: list[dict[int, tuple[float, tuple[int, ...]]]] = [{0: (0.0, ())}]
+    # The best for the first hosts and blocks; of equal ones the more even, then the one that gives earlier hosts more.
+    best: dict[int, tuple[float, float, tuple[int, ...]]] = {0: (0.0, 0.0, ())}
     for host in range(hosts):
-        found: dict[int, tuple[float, tuple[int, ...]]] = {}
-        for start, (worst, parts) in sorted(best[-1].items()):
+        found: dict[int, tuple[float, float, tuple[int, ...]]] = {}
+        for start, (worst, uneven, parts) in sorted(best.items()):
             for stop in range(start + 1, len(each) + 1):
-                one = max(worst, cost(start, stop, host)), (*parts, stop - start)
-                if stop not in found or (one[0], [-n for n in one[1]]) < (found[stop][0], [-n for n in found[stop][1]]):
-                    found[stop] = one
-        best.append(found)
-    return best[-1][len(each)][1]
+                own = cost(start, stop, host)
+                one = max(worst, own), uneven + own**2, (*parts, start - stop)
+                found[stop] = min(found.get(stop, one), one)
+        best = found
+    return tuple(-blocks for blocks in best[len(each)][2])
 
 
 def check_parts(parts: Sequence[int], blocks: int) -> None:

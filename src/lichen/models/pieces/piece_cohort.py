@@ -8,6 +8,7 @@ Legend: C clients, B rows, T tokens, H width.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from dataclasses import replace
 from typing import Any, final
@@ -109,9 +110,7 @@ class PieceCohort:
 
     def checkpointed(self) -> PieceCohort:
         """The same piece with ``checkpointing``; this one stays as it is, and both share all weights."""
-        other = object.__new__(PieceCohort)
-        for slot in self.__slots__:
-            setattr(other, slot, getattr(self, slot))
+        other = copy.copy(self)
         other.wrapped = replace(self.wrapped, checkpointing=True)
         return other
 

@@ -24,6 +24,7 @@ from lichen.models.loading.load import slow_dtype
 from lichen.present.measured.energy import Meter, counters
 from lichen.present.planned import plan_table
 from lichen.present.table import table_text
+from lichen.recipes.assemble.pieces.hosts import Hosts
 from lichen.recipes.launch import require_processes
 from lichen.recipes.plan.adapt import estimate_adapt
 from lichen.recipes.plan.estimate import Estimate, Problem, problems
@@ -144,6 +145,12 @@ def _plan(
             "an exchange among unequal students cannot be planned yet",
             where="exchange",
             fix="run it for a round or two and multiply: lichen run RECIPE -s federation.rounds=2",
+        )
+    if recipe.pipeline is not None:
+        raise LichenError(
+            f"a pipeline cannot be timed yet; {Hosts(recipe).text}",
+            where="pipeline",
+            fix="run it for a round and multiply: lichen run RECIPE -s federation.rounds=1",
         )
     has_teacher = recipe.teacher is not None and not recipe.writes
     if task is None:

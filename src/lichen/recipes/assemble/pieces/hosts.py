@@ -70,20 +70,25 @@ class Hosts:
         """
         section = self.recipe.pipeline
         assert section is not None
-        each, before, after = numbers_of(self.structure)
+        each, before, after, whole = numbers_of(self.structure)
         if section.parts is None:
-            return part_blocks(each, before, after, section.hosts)
+            return part_blocks(each, before, after, whole, section.hosts)
         check_parts(section.parts, len(each))
         return section.parts
 
     @cached_property
     def shares(self) -> tuple[float, ...]:
         """Each host's share of the model's numbers; more than 1 together where a matrix lies at both ends."""
-        each, before, after = numbers_of(self.structure)
-        whole = sum(x.numel() for x in self.structure.parameters())
+        each, before, after, whole = numbers_of(self.structure)
         own = [sum(each[start:stop]) for start, stop in spans_of(self.parts)]
         own[0], own[-1] = own[0] + before, own[-1] + after
         return tuple(numbers / whole for numbers in own)
+
+    @property
+    def text(self) -> str:
+        """Who holds what, in one line."""
+        each = zip(self.parts, self.shares, strict=True)
+        return "hosts hold " + ", ".join(f"{blocks} blocks ({share:.0%} of the model)" for blocks, share in each)
 
     @cached_property
     def start(self) -> Shared:

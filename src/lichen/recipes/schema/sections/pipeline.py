@@ -34,7 +34,7 @@ class PipelineConfig(Section):
     parts: tuple[Positive, ...] | None = Field(
         default=None,
         description="blocks of each host; none: so that no host has more of the bytes or of the work than need be",
-        examples=[[8, 14, 8]],
+        examples=[[8, 15, 7]],
     )
 
     @model_validator(mode="after")

@@ -66,7 +66,7 @@ def run_pipeline(recipe: Recipe, folder: RunFolder, observer: EventObserver, say
     assert section is not None
     fetch_named(recipe, say)
     hosts = Hosts(recipe)
-    say(parts_text(hosts))
+    say(hosts.text)
     gathered = gather_all(recipe)
     split = split_public(recipe, gathered.records)
     clients_data = split.clients_data
@@ -111,9 +111,9 @@ def run_pipeline(recipe: Recipe, folder: RunFolder, observer: EventObserver, say
         columns=columns,
         clients=names,
         extra={
-            "pipeline.blocks": ", ".join(map(str, hosts.parts)),
-            "pipeline.largest_share": max(hosts.shares),
-            "pipeline.idle": sum(idle) / max(len(idle), 1),
+            "hosts.blocks": ", ".join(map(str, hosts.parts)),
+            "hosts.largest_share": max(hosts.shares),
+            "hosts.idle": sum(idle) / max(len(idle), 1),
         },
         read=read,
         cards=gathered.cards,
@@ -122,12 +122,6 @@ def run_pipeline(recipe: Recipe, folder: RunFolder, observer: EventObserver, say
         training=trained(lambda _: server, columns, events),
         common_test=shared_test(clients_data),
     )
-
-
-def parts_text(hosts: Hosts) -> str:
-    """One line of who holds what."""
-    each = zip(hosts.parts, hosts.shares, strict=True)
-    return "hosts hold " + ", ".join(f"{blocks} blocks ({share:.0%} of the model)" for blocks, share in each)
 
 
 def _inputs(hosts: Hosts, records: Any, rows: ClientSide) -> Inputs:
