@@ -1,0 +1,153 @@
+"""What does it cost to train a model over hosts none of which holds it?
+
+SmolLM2-135M in three pieces, each in a process of its own, on one machine. ``python benchmarks/pipeline.py idle`` takes
+a few steps with 1, 4 and 8 micro-batches: memory of each host, and the share of the time in which hosts wait, from the
+seconds that each says it worked. ``killed`` kills a host in each of ten rounds and compares the adapter with that of an
+undisturbed run. Results lie in ``results/pipeline``; what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import lichen
+from lichen.clients.pipeline.schedule import bubble
+from lichen.core.replies import Reply
+from lichen.recipes.assemble.column import recipe_engine
+from lichen.recipes.tasks.hosts import pipeline as task
+
+RESULTS = Path(__file__).parent / "results" / "pipeline"
+HOSTS, AT = 3, 9
+"""Hosts, and the reply of a round at which one of them is killed."""
+
+
+def recipe_of(micro: int, rounds: int, steps: int, order: str = "1f1b") -> dict[str, Any]:
+    """Eight rows a step from two people who chat."""
+    return {
+        "name": "pipeline",
+        "task": "chat",
+        "model": {"name": "smollm2-135m", "adapter": {"target_modules": ["q_proj", "v_proj"], "rank": 8, "alpha": 16}},
+        "data": {
+            "name": "chitchat",
+            "form": "transcript",
+            "max_length": 32,
+            "max_clients": 2,
+            "min_rows": 60,
+            "on_too_few_rows": "drop",
+            "max_rows": 60,
+            "test_rows": 2,
+            "valid": 0.1,
+            "test": 0.1,
+        },
+        "optimizer": {"lr": [2e-3]},
+        "federation": {"rounds": rounds, "local_steps": steps, "batch_size": 4, "valid_every": rounds},
+        "pipeline": {"hosts": HOSTS, "micro": micro, "schedule": order},
+        "compare": {"baselines": []},
+        "engine": {"name": "spawned"},
+    }
+
+
+class Watched:
+    """The run's engine; it kills a host at one reply of each round, where it is to."""
+
+    def __init__(self, inner: Any, kills: bool) -> None:
+        self.inner, self.kills, self.count, self.round = inner, kills, 0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def processes(self) -> list[Any]:
+        """The hosts', in their order."""
+        return [child.process for child in self.inner.sites.children.values()]
+
+    def replies(self, numbers: Collection[int], until: float = float("inf")) -> Iterator[Reply]:
+        """The engine's."""
+        for reply in self.inner.replies(numbers, until):
+            self.count += 1
+            if self.kills and self.count == AT:
+                victim = self.processes()[self.round % HOSTS]
+                victim.kill()
+                victim.wait()
+            yield reply
+
+    def next_round(self) -> None:
+        """Count replies anew."""
+        self.count, self.round = 0, self.round + 1
+
+
+def memory(process: Any) -> int:
+    """The most bytes that a process has had in memory."""
+    lines = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def measured(recipe: dict[str, Any], *, kills: bool = False) -> dict[str, Any]:
+    """One run: its rounds, its hosts' memory, and the digest of what was learned."""
+    engines, rounds, begun = list[Watched](), list[dict[str, Any]](), time.perf_counter()
+
+    def watched(*some: Any, **more: Any) -> Any:
+        engines.append(Watched(recipe_engine(*some, **more), kills))
+        return engines[-1]
+
+    def observe(event: Any) -> None:
+        report = event.report
+        refused = sum(report.attendance.refused.values())
+        up, down = report.bytes_up - report.valid_up, report.bytes_down - report.valid_down
+        rounds.append({**report.metrics, "seconds": report.seconds, "lost": refused, "up": up, "down": down})
+        rounds[-1]["memory"] = [memory(process) for process in engines[-1].processes()]
+        engines[-1].next_round()
+
+    with TemporaryDirectory() as folder, patch.object(task, "recipe_engine", watched):
+        run = lichen.run(recipe, out=Path(folder) / "run", observers=[observe], say=print)
+        learned = (run.folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    found = {"rounds": rounds, "sha256": hashlib.sha256(learned).hexdigest(), "extra": run.summary["extra"]}
+    return {**found, "seconds": time.perf_counter() - begun}
+
+
+def stored(name: str, make: Any) -> dict[str, Any]:
+    """A result, from its file where there is one."""
+    file = RESULTS / f"{name}.json"
+    if not file.exists():
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(make(), indent=1) + "\n", encoding="utf-8")
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def idle() -> None:
+    """Micro-batches and waiting."""
+    print("| M | (S − 1) / (M + S − 1) | idle | seconds a step, virtual | MB up, down a step | peak MB of each host |")
+    print("|---:|---:|---:|---:|---:|---:|")
+    for micro in (1, 4, 8):
+        found = stored(f"idle-{micro}", lambda micro=micro: measured(recipe_of(micro, 2, 2)))
+        last = found["rounds"][-1]
+        megabytes = ", ".join(f"{x / 1e6:.0f}" for x in last["memory"])
+        sent = f"{last['up'] / 2e6:.2f}, {last['down'] / 2e6:.2f}"
+        print(
+            f"| {micro} | {bubble(HOSTS, micro):.3f} | {last['idle']:.3f} | {last['pace'] / 2:.1f} | {sent} | {megabytes} |"
+        )
+
+
+def killed() -> None:
+    """A host lost in every round."""
+    undisturbed = stored("undisturbed", lambda: measured(recipe_of(4, 10, 1)))
+    disturbed = stored("killed", lambda: measured(recipe_of(4, 10, 1), kills=True))
+    lost = [one["lost"] for one in disturbed["rounds"]]
+    same = disturbed["sha256"] == undisturbed["sha256"]
+    print(f"hosts lost by round: {lost}; the same bytes: {same}")
+    print(f"seconds: {undisturbed['seconds']:.0f} undisturbed, {disturbed['seconds']:.0f} disturbed")
+
+
+if __name__ == "__main__":
+    sys.exit({"idle": idle, "killed": killed}[sys.argv[1]]())
