@@ -134,9 +134,8 @@ def idle() -> None:
         last = found["rounds"][-1]
         megabytes = ", ".join(f"{x / 1e6:.0f}" for x in last["memory"])
         sent = f"{last['up'] / 2e6:.2f}, {last['down'] / 2e6:.2f}"
-        print(
-            f"| {micro} | {bubble(HOSTS, micro):.3f} | {last['idle']:.3f} | {last['pace'] / 2:.1f} | {sent} | {megabytes} |"
-        )
+        waits = f"{bubble(HOSTS, micro):.3f} | {last['idle']:.3f} | {last['pace'] / 2:.1f}"
+        print(f"| {micro} | {waits} | {sent} | {megabytes} |")
 
 
 def killed() -> None:

@@ -2,7 +2,7 @@
 
 ``python benchmarks/pipeline_oracle.py`` trains one step of plain SGD of a tiny Llama's adapter in two pieces: by
 :class:`torch.distributed.pipelining.ScheduleGPipe` and ``Schedule1F1B`` between two processes, and by the hosts of
-:mod:`lichen.algorithms.pipeline`. It prints the largest relative difference of a tensor's gradient.
+:mod:`lichen.algorithms.hosts.pipeline`. It prints the largest relative difference of a tensor's gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lichen.algorithms.pipeline import PIPELINE, Pipeline
+from lichen.algorithms.hosts.pipeline import PIPELINE, Pipeline
 from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.pipeline.host import PipelineHost
 from lichen.clients.training.optimize import ClientOptimizer

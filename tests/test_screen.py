@@ -42,7 +42,9 @@ class Hostile(Build):
         return SimpleNamespace(summary=summary, folder=out, adapter=out / "adapter")
 
     def talk(self, folder: Path, **how: Any) -> Any:
-        return SimpleNamespace(kind="chat", settings=EVIL, answer=lambda text: (EVIL, EVIL))
+        return SimpleNamespace(
+            kind="chat", settings=EVIL, names=("bare model", "this run"), answer=lambda text: (EVIL, EVIL)
+        )
 
     def export(self, folder: Path, *, merge: bool, out: Path | None, **more: Any) -> Path:
         raise LichenError(f"client {EVIL} has no rows", where=EVIL, fix=EVIL)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lichen.algorithms.pipeline import PIPELINE, Pipeline, micro_batches
+from lichen.algorithms.hosts.micro_batches import micro_batches
+from lichen.algorithms.hosts.pipeline import PIPELINE, Pipeline
 from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.pipeline.host import PipelineHost
 from lichen.clients.pipeline.schedule import Order

@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from lichen.algorithms.pipeline import PIPELINE
+from lichen.algorithms.hosts.pipeline import PIPELINE
 from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.methods import METHODS
 from lichen.clients.pipeline.host import PipelineHost

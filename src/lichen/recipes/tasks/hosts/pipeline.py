@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, cast
 
-from lichen.algorithms.pipeline import Pipeline
+from lichen.algorithms.hosts.pipeline import Pipeline
 from lichen.core.contracts.engine import Engine
 from lichen.core.store import ClientStore
 from lichen.core.tree import digest

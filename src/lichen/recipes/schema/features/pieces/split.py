@@ -51,6 +51,7 @@ SPLIT: tuple[Feature, ...] = (
                     "value",
                     "personal",
                     "fingerprint",
+                    "offsite",
                     "stream",
                     "federation.memory",
                     "federation.repair",

@@ -23,9 +23,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lichen.algorithms.hosts.mail import Mail, Stage
+from lichen.algorithms.hosts.micro_batches import Rows, micro_batches
 from lichen.algorithms.scores import is_validated, with_best
 from lichen.clients.pipeline.host import MOMENTS, PipelineHost, job_turns
-from lichen.clients.pipeline.schedule import Op, Turn
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.checks import declared_fault, form_fault
@@ -34,62 +35,16 @@ from lichen.core.contracts.client import Source
 from lichen.core.contracts.engine import Engine
 from lichen.core.contracts.server import Sampler
 from lichen.core.errors import LichenError
-from lichen.core.expected import Expected
-from lichen.core.message import Job, Message
+from lichen.core.message import Job
 from lichen.core.replies import Attendance, Refusal, Reply
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 
-__all__ = ["PIPELINE", "Pipeline", "micro_batches"]
+__all__ = ["PIPELINE", "Pipeline"]
 
 PIPELINE = "pipeline"
 """The name of the hosts' work in a job."""
-
-WORKED = {"gone": torch.ones(1)}
-"""The answer to a host that waits for nothing but that its output has come."""
-
-Rows = dict[str, Tensor]
-"""One micro-batch: ``ids_BT`` and ``labels_BT``, int32, and ``length_B``, int64."""
-
-
-def micro_batches(batches: Sequence[Rows], micro: int) -> list[Rows]:
-    """One step's rows, cut into so many micro-batches of about equally many rows.
-
-    Args:
-        batches: With ``input_ids_CBT``, ``attention_mask_CBT`` and ``labels_CBT``; rows without tokens are dropped.
-        micro: M. Where there are fewer rows, the rest are a row that teaches nothing.
-    """
-    ids, labels, lengths = list[Tensor](), list[Tensor](), list[int]()
-    for batch in batches:
-        width_CB = batch["attention_mask_CBT"].sum(-1) * batch["active_C"][:, None]
-        for c, b in (width_CB > 0).nonzero().tolist():
-            width = int(width_CB[c, b])
-            ids.append(batch["input_ids_CBT"][c, b, :width])
-            labels.append(batch["labels_CBT"][c, b, :width])
-            lengths.append(width)
-    if not ids:
-        ids, labels, lengths = [torch.zeros(1, dtype=torch.int64)], [torch.full((1,), -100)], [1]
-    while len(ids) < micro:
-        ids.append(ids[0])
-        labels.append(torch.full_like(labels[0], -100))
-        lengths.append(lengths[0])
-    parts = torch.tensor_split(torch.arange(len(ids)), micro)
-    return [_laid(ids, labels, lengths, part.tolist()) for part in parts]
-
-
-def _laid(ids: Sequence[Tensor], labels: Sequence[Tensor], lengths: Sequence[int], rows: Sequence[int]) -> Rows:
-    width = -(-max(lengths[row] for row in rows) // 8) * 8
-    ids_BT = torch.zeros(len(rows), width, dtype=torch.int32)
-    labels_BT = torch.full((len(rows), width), -100, dtype=torch.int32)
-    for place, row in enumerate(rows):
-        ids_BT[place, : lengths[row]], labels_BT[place, : lengths[row]] = ids[row].int(), labels[row].int()
-    return {"ids_BT": ids_BT, "labels_BT": labels_BT, "length_B": torch.tensor([lengths[row] for row in rows])}
-
-
-def labelled(micro: Rows) -> int:
-    """How many next tokens of a micro-batch have a label."""
-    return int((micro["labels_BT"][:, 1:] != -100).sum())
 
 
 @final
@@ -98,34 +53,6 @@ class _LostError(Exception):
 
     def __init__(self, refusal: Refusal) -> None:
         self.refusal = refusal
-
-
-@final
-@dataclass(slots=True)
-class _Stage:
-    """How far one host has come.
-
-    Attributes:
-        job: What it does.
-        turns: Its questions.
-        expected: What each must be.
-        questions: How many have come.
-        want: What it waits for now; None: it works, or nothing was wanted.
-        waits: It waits for an answer.
-        then: Virtual seconds at which it is free.
-        busy: Seconds that it worked.
-        end: Its message, once it has come.
-    """
-
-    job: Job
-    turns: list[Turn]
-    expected: list[Expected]
-    questions: int = 0
-    want: tuple[int, Op] | None = None
-    waits: bool = False
-    then: float = 0.0
-    busy: float = 0.0
-    end: Message | None = None
 
 
 @final
@@ -255,7 +182,7 @@ class Pipeline:
             sums["count"][place] += losses[at]["count_B"][0].double().sum()
         return sums
 
-    def _jobs(self, state: ServerState, settings: dict[str, float], seed: int) -> list[_Stage]:
+    def _jobs(self, state: ServerState, settings: dict[str, float], seed: int) -> list[Stage]:
         stages = []
         for stage, names in enumerate(self.names):
             trainable = {name: x for name, x in state.shared.trainable.items() if name in names}
@@ -274,18 +201,18 @@ class Pipeline:
                 settings=settings,
             )
             turns = list(job_turns(job, self.host.stages, self.host.order)) * int(settings["steps"])
-            stages.append(_Stage(job=job, turns=turns, expected=list(self.host.questions(job))))
+            stages.append(Stage(job=job, turns=turns, expected=list(self.host.questions(job))))
         return stages
 
     def _go(
         self,
         engine: Engine,
-        stages: list[_Stage],
+        stages: list[Stage],
         steps: Sequence[Sequence[Rows]],
         losses: dict[int, Tree] | None = None,
-    ) -> tuple[list[_Stage], dict[str, float]]:
+    ) -> tuple[list[Stage], dict[str, float]]:
         """Bring every output to the neighbour that waits for it, until all hosts have come to their end."""
-        mail = _Mail(steps, self.clip, [sorted(stage.job.shared.trainable) for stage in stages], losses)
+        mail = Mail(steps, self.clip, [sorted(stage.job.shared.trainable) for stage in stages], losses)
         numbers = {engine.submit(stage.job): place for place, stage in enumerate(stages)}
         try:
             while any(stage.end is None for stage in stages):
@@ -311,7 +238,7 @@ class Pipeline:
         metrics = {"loss": sums["loss_sum"] / max(sums["count"], 1.0), "busy": busy, "pace": wall}
         return stages, {**metrics, "idle": 1 - busy / (len(stages) * wall) if wall else 0.0}
 
-    def _receive(self, place: int, stages: Sequence[_Stage], reply: Reply, mail: _Mail) -> None:
+    def _receive(self, place: int, stages: Sequence[Stage], reply: Reply, mail: Mail) -> None:
         """Take what a host says.
 
         Raises:
@@ -341,69 +268,3 @@ class Pipeline:
         stage.questions += 1
         mail.put(place, step, turn, message, stage.then)
         stage.want, stage.waits = None if turn.wants is None else (step, turn.wants), True
-
-
-@final
-class _Mail:
-    """Outputs on their way to the neighbour that waits for them, with the virtual second at which they were there."""
-
-    def __init__(
-        self,
-        steps: Sequence[Sequence[Rows]],
-        clip: float | None,
-        names: Sequence[Sequence[str]],
-        losses: dict[int, Tree] | None,
-    ) -> None:
-        self.steps, self.clip, self.names, self.losses, self.stages = steps, clip, names, losses, len(names)
-        self._inputs: dict[tuple[int, int, Op], tuple[Tensor, float]] = {}
-        self._squares: dict[int, dict[int, tuple[Tensor, float]]] = {}
-
-    def put(self, place: int, step: int, turn: Turn, message: Message, now: float) -> None:
-        """Take the output of a host's question."""
-        tensors, given = message.tensors, turn.gives
-        if given is not None and "loss_B" in tensors:
-            if self.losses is not None:
-                self.losses[given.micro] = tensors
-        elif given is not None:
-            forward = given.kind == "forward"
-            there = place + 1 if forward else place - 1
-            self._inputs[there, step, given] = tensors["hidden_BTH" if forward else "grad_BTH"], now
-        if "squares_P" in tensors:
-            self._squares.setdefault(step, {})[place] = tensors["squares_P"][0], now
-
-    def answer(self, place: int, stage: _Stage) -> Tree | None:
-        """What a host that waits can be answered now; None: nothing yet."""
-        if stage.want is None:
-            return WORKED
-        step, op = stage.want
-        if op.kind == "step":
-            return self._factor(stage, step)
-        found: Tree = {}
-        if op.kind == "backward" or place > 0:
-            came = self._inputs.pop((place, step, op), None)
-            if came is None:
-                return None
-            stage.then = max(stage.then, came[1])
-            found["hidden_BTH" if op.kind == "forward" else "grad_BTH"] = came[0]
-        if op.kind == "backward":
-            return found
-        micro = self.steps[step][op.micro]
-        found["length_B"] = micro["length_B"][None]
-        found["count"] = torch.tensor([sum(labelled(one) for one in self.steps[step])])
-        if place == 0:
-            found["ids_BT"] = micro["ids_BT"][None]
-        if place == self.stages - 1:
-            found["labels_BT"] = micro["labels_BT"][None]
-        return found
-
-    def _factor(self, stage: _Stage, step: int) -> Tree | None:
-        """What every host multiplies its mean gradient by; None until all squares are there, where they are needed."""
-        if self.clip is None:
-            return {"factor": torch.ones(1, dtype=torch.float64)}
-        squares = self._squares.get(step, {})
-        if len(squares) < self.stages:
-            return None
-        stage.then = max(stage.then, *(now for _, now in squares.values()))
-        each = {name: x for place, (x_P, _) in squares.items() for name, x in zip(self.names[place], x_P, strict=True)}
-        total = sum((each[name] for name in sorted(each)), torch.zeros(()))  # as one process adds them up
-        return {"factor": torch.tensor([min(1.0, self.clip / (float(total.sqrt()) + 1e-6))], dtype=torch.float64)}
