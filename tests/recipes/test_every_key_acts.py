@@ -398,7 +398,10 @@ SAYS_SO = {
     "federation.aggregate": lambda recipe: recipe.rule,
     "exchange.mean": lambda recipe: recipe.exchange.means,
     "exchange.sharpen": lambda recipe: recipe.exchange.sharpened or 1.0,
-    "model.head": lambda recipe: {"base": "random"}.get(recipe.model.head, recipe.model.head),
+    # A head in closed form is ridge regression's where nothing else is said.
+    "model.head": lambda recipe: (
+        "ridge" if recipe.task == "oneshot" else {"base": "random"}.get(recipe.model.head, recipe.model.head)
+    ),
     "compare.metric": lambda recipe: "preference" if recipe.prefers else "perplexity" if recipe.writes else "macro_f1",
     "synthetic.filters": lambda recipe: list(recipe.synthetic.sieve),
     "engine.gradient_checkpointing": lambda recipe: None,
