@@ -73,6 +73,14 @@ OUTSIDE = {
         "model.scratch.text",
         "no file",
     ),
+    "a large model": Outside({}, changed(CHAT, {"compare.proxy": "x"}), "compare.proxy", "'x'"),
+    "an emulator's model": Outside({}, changed(CHAT, {"offsite": {"model": "x"}}), "offsite.model", "'x'"),
+    "a text to align by": Outside(
+        {},
+        changed(CHAT, {"offsite": {"model": "x", "realign": {"public": "a.txt"}}}),
+        "offsite.realign.public",
+        "names no file",
+    ),
     "a folder of answers": Outside(
         {}, changed(CLASSES, {**TEACHER, "cache_dir": "a", "teacher.name": "minilm-l6"}), "cache_dir", "names no file"
     ),
@@ -320,7 +328,7 @@ HARMLESS = {
         "model.adapter.start",
     ),
     *("model.adapter.exclude", "model.adapter.modules_to_save", "data.columns", "data.classes", "data.system"),
-    *("wire.up", "wire.down", "teacher.endpoint.model", "teacher.template", "teacher.label_words"),
+    *("wire.up", "wire.down", "split.code", "teacher.endpoint.model", "teacher.template", "teacher.label_words"),
     *("synthetic.endpoint.model", "synthetic.about", "synthetic.item_name", "synthetic.labels"),
     *("synthetic.attributes", "synthetic.style", "attack.target", "attack.trigger", "attack.answer"),
     *("data.require.licences", "data.require.purposes", "stream.by", "stream.period", "stream.rebase.period"),

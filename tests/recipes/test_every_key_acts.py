@@ -73,7 +73,7 @@ ELSEWHERE = {
     "personal.weight": "heads of clients: tests/clients/personal",
     "split": "the models here have no middle: tests/engines/splitting",
     "stream": "rows of periods: tests/recipes/tasks/streams",
-    "pipeline": "hosts: tests/recipes/tasks/test_pipeline.py",
+    "pipeline": "hosts: tests/recipes/tasks/test_pipeline_recipes.py",
     "prefer": "tasks of the grid",
     "prefer.good": "bounds go together: tests/recipes/tasks/test_preferences.py",
     "prefer.bad": "bounds go together: tests/recipes/tasks/test_preferences.py",

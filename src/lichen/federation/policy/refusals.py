@@ -32,6 +32,7 @@ FILES = (
 TEXTS = (
     "model.scratch.text",
     "compare.retention_text",
+    "offsite.realign.public",
     "compare.requests",
     "attack.requests",
     "federation.repair.name",
@@ -40,7 +41,7 @@ TEXTS = (
 
 MODELS = (
     *("model.name", "teacher.name", "synthetic.name", "synthetic.embedder", "stream.rebase.model"),
-    "compare.proxy",
+    *("compare.proxy", "offsite.model"),
 )
 """Keys that name a foundation model."""
 
@@ -132,6 +133,8 @@ def _loads(recipe: Recipe, key: str) -> bool:
     teacher, synthetic = recipe.teacher, recipe.synthetic
     if key == "compare.proxy":
         return recipe.compare.proxy is not None
+    if key == "offsite.model":
+        return recipe.offsite is not None
     if key == "stream.rebase.model":
         return recipe.stream is not None and recipe.stream.rebase is not None
     if key == "teacher.name":
