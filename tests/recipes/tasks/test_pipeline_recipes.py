@@ -23,6 +23,8 @@ from lichen.recipes.assemble.model import spec_of
 from lichen.recipes.assemble.pieces.hosts import Hosts
 from lichen.recipes.schema.read import read_recipe
 from lichen.recipes.schema.recipe import Recipe
+from lichen.recipes.schema.sections.compare import CompareConfig
+from lichen.recipes.schema.yaml import dump_yaml
 from lichen.recipes.tasks.hosts import pipeline as task
 from support import tiny_llama
 
@@ -163,6 +165,15 @@ def test_what_hosts_do_not_read_is_refused(home: Path, more: dict[str, Any], whe
         read_recipe(values(home, **more))
     assert caught.value.where == where
     assert caught.value.fix
+
+
+def test_a_key_that_neither_hosts_nor_the_baselines_read_is_left_out_once(home: Path) -> None:
+    file, notes = home / "alone.yaml", list[str | None]()
+    compare = {"baselines": ["base", "alone", "alone_best", "pooled"], "alone_epochs": 3}
+    file.write_text(dump_yaml({**values(home), "pipeline": None, "compare": compare}), encoding="utf-8")
+    recipe = read_recipe(str(file), ["pipeline.hosts=2", "compare.baselines=[base]"], note=notes.append)
+    assert recipe.compare.alone_epochs == CompareConfig().alone_epochs
+    assert len([note for note in notes if "compare.alone_epochs" in str(note)]) == 1
 
 
 def test_hosts_that_do_not_suit_the_model_are_refused(home: Path, tmp_path: Path) -> None:

@@ -41,9 +41,10 @@ def changed_keys(section: BaseModel, prefix: str = "") -> Iterator[str]:
 
 def idle_keys(recipe: Any) -> Iterator[LichenError]:
     """For each key of a recipe that nobody reads there, what its writer is to be told."""
-    if recipe.pipeline is not None:
-        yield from unread_by_hosts(changed_keys(recipe))
     for key in changed_keys(recipe):
+        if recipe.pipeline is not None and (unread := unread_by_hosts(key)) is not None:
+            yield unread
+            continue
         whole = {key, *(key[:at] for at, letter in enumerate(key) if letter == ".")}
         for read in READS:
             if not whole.isdisjoint(read.keys) and not read.when(recipe):

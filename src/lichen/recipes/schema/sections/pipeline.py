@@ -84,9 +84,9 @@ def misfits_of_hosts(recipe: Any) -> Iterator[str]:
         )
 
 
-def unread_by_hosts(changed: Iterator[str]) -> Iterator[LichenError]:
-    """For each changed key of a recipe with hosts that nobody reads there, what its writer is to be told."""
-    for key in changed:
-        if not any(f"{key}.".startswith(f"{read}.") for read in _READ):
-            what = "a pipeline does not read it, for its hosts train one model together"
-            yield LichenError(what, where=key, fix="remove it, or pipeline")
+def unread_by_hosts(key: str) -> LichenError | None:
+    """What the writer of a recipe with hosts is to be told of a key that nobody reads there; None if somebody does."""
+    if any(f"{key}.".startswith(f"{read}.") for read in _READ):
+        return None
+    what = "a pipeline does not read it, for its hosts train one model together"
+    return LichenError(what, where=key, fix="remove it, or pipeline")
