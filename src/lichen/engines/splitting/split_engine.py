@@ -197,6 +197,8 @@ class SplitEngine(ForwardingEngine):
                 else:
                     yield from self._turned(round_)
             if not again:
+                for number in mine:  # nothing of these will come any more
+                    self._rounds.pop(number, None)
                 return
 
     def _came(self, round_: _Round, reply: Reply) -> Iterator[Reply]:
