@@ -22,6 +22,7 @@ from lichen.algorithms.hosts.pipeline import PIPELINE, Pipeline
 from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.pipeline.host import PipelineHost
 from lichen.clients.training.optimize import ClientOptimizer
+from lichen.core.children import bound_environment, end_with_parent
 from lichen.core.contracts.client import ClientTask
 from lichen.core.seeds import torch_generator
 from lichen.core.store import ClientStore
@@ -101,6 +102,7 @@ def torchs(rank: int, order: str, port: int, folder: str) -> None:
     from torch.distributed import destroy_process_group, init_process_group
     from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
+    end_with_parent()
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     init_process_group("gloo", rank=rank, world_size=2)
     module = Stage(rank)
@@ -141,6 +143,7 @@ def ours(order: Any, folder: Path) -> Tree:
 
 def main() -> None:
     """Print the largest difference for each schedule."""
+    os.environ |= bound_environment()
     for place, order in enumerate(("gpipe", "1f1b")):
         with TemporaryDirectory() as folder:
             context = multiprocessing.get_context("spawn")
@@ -148,8 +151,14 @@ def main() -> None:
             both = [context.Process(target=torchs, args=(rank, order, port, folder)) for rank in (0, 1)]
             for process in both:
                 process.start()
-            for process in both:
-                process.join(300)
+            try:
+                for process in both:
+                    process.join(300)
+            finally:
+                for process in both:
+                    process.kill()
+            if any(process.exitcode for process in both):
+                raise SystemExit(f"{order}: a process of torch's did not end well within 300 s")
             theirs = load_file(Path(folder) / "0") | load_file(Path(folder) / "1")
             mine = ours(order, Path(folder) / "state")
         off = max(float((mine[n] - theirs[n]).norm() / theirs[n].norm()) for n in theirs)

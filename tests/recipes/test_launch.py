@@ -18,7 +18,7 @@ import lichen
 from lichen.core.contracts.algorithm import Report
 from lichen.core.errors import LichenError
 from lichen.engines.ranks import RankError
-from lichen.models.loading import load
+from lichen.models.loading import dtypes
 from lichen.present.trace import Event, event_line
 from lichen.recipes import launch as launching
 from lichen.recipes.launch import launch
@@ -150,12 +150,12 @@ def test_slow_numbers_are_warned_of_before_a_run_and_in_its_plan(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cpu = tmp_path / "cpuinfo"
-    monkeypatch.setattr(load, "_CPU_INFO", cpu)
-    assert load.slow_dtype("bfloat16", "cpu") == ""  # nobody knows
+    monkeypatch.setattr(dtypes, "_CPU_INFO", cpu)
+    assert dtypes.slow_dtype("bfloat16", "cpu") == ""  # nobody knows
     cpu.write_text("processor : 0\nflags : fpu avx2 avx512f\n")
-    slow = load.slow_dtype("bfloat16", "cpu")
+    slow = dtypes.slow_dtype("bfloat16", "cpu")
     assert "no instructions for bfloat16" in slow
-    assert (load.slow_dtype("float32", "cpu"), load.slow_dtype("bfloat16", "cuda")) == ("", "")
+    assert (dtypes.slow_dtype("float32", "cpu"), dtypes.slow_dtype("bfloat16", "cuda")) == ("", "")
     recipe = lichen.read_recipe("digits", ["federation.rounds=1", "optimizer.lr=[0.3]", "compare.baselines=[]"])
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "bfloat16"})})
     lines: list[str] = []
@@ -168,4 +168,4 @@ def test_slow_numbers_are_warned_of_before_a_run_and_in_its_plan(
     assert len(timed) >= 4
     for flag in ("avx512_bf16", "amx_bf16"):
         cpu.write_text(f"flags : fpu {flag}\n")
-        assert load.slow_dtype("bfloat16", "cpu") == ""
+        assert dtypes.slow_dtype("bfloat16", "cpu") == ""

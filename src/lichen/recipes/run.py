@@ -26,7 +26,7 @@ from lichen.core.files.record import SIGNED, Signer
 from lichen.core.machine import machine_fault
 from lichen.engines.node import serve_frames
 from lichen.engines.ranks import Ranks, connect, is_rank
-from lichen.models.loading.load import slow_dtype
+from lichen.models.loading.dtypes import slow_dtype
 from lichen.present.charts.charts import clients_png, curves_png
 from lichen.present.charts.contributions import contributions_png
 from lichen.present.clients import clients_csv, read_clients

@@ -23,6 +23,7 @@ from lichen.core.tree import digest
 from lichen.models.adapters.ends.end_blocks import blocks_of, note_ends
 from lichen.models.adapters.quantized import Kind, quantize
 from lichen.models.adapters.whole_layers import note_lacked, output_layer
+from lichen.models.loading.dtypes import dtype_of
 from lichen.models.loading.emulator_folder import EMULATOR, is_emulator, read_manifest, require_untouched
 from lichen.models.loading.initial import first_layers, redraw
 from lichen.models.loading.model_folder import check_config, check_weights, plainly
@@ -35,37 +36,12 @@ __all__ = [
     "can_write",
     "causal_tokenizer",
     "draw_fresh",
-    "dtype_of",
     "frozen_eval",
     "load_causal",
     "load_classifier",
     "load_encoder",
     "read_config",
-    "slow_dtype",
 ]
-
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
-
-_CPU_INFO = Path("/proc/cpuinfo")
-
-
-def slow_dtype(dtype: str, device: str) -> str:
-    """Why numbers of this kind are slow on a device; empty where they are not, or where nobody knows.
-
-    A processor without instructions for bfloat16 takes each number apart: a product of matrices took 13 to 48 times as
-    long as in float32 on the one that this was measured on.
-    """
-    if dtype != "bfloat16" or not device.startswith("cpu"):
-        return ""
-    try:
-        lines = _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    features = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
-    if not features or features & {"avx512_bf16", "amx_bf16", "bf16"}:
-        return ""
-    return "this processor has no instructions for bfloat16, and computes it many times slower than float32"
 
 
 def frozen_eval(model: nn.Module) -> None:
@@ -84,19 +60,6 @@ def base_digest(model: nn.Module) -> str:
     """SHA-256 of a model's weights, each tensor once (64 hex digits)."""
     persistent = model.state_dict(keep_vars=True).keys()
     return digest({k: x for k, x in chain(model.named_parameters(), model.named_buffers()) if k in persistent})
-
-
-def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
-    """A kind of number by its name.
-
-    Raises:
-        LichenError: if there is none.
-    """
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in _DTYPES:
-        raise LichenError(f"no dtype {dtype!r}", where="model.dtype", fix=f"use one of: {', '.join(_DTYPES)}")
-    return _DTYPES[dtype]
 
 
 def read_config(source: str | Path) -> Any:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lichen.core.errors import LichenError
-from lichen.models.loading.load import LOADING, draw_fresh, dtype_of, read_config
+from lichen.models.loading.dtypes import dtype_of
+from lichen.models.loading.load import LOADING, draw_fresh, read_config
 from lichen.models.loading.model_folder import check_weights, plainly, read_json
 from lichen.models.loading.weights_file import check_file, refuse_not_finite
 from lichen.models.pieces.carve import carve

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, final
 
 from lichen.core.errors import LichenError
-from lichen.models.loading.load import slow_dtype
+from lichen.models.loading.dtypes import slow_dtype
 from lichen.present.measured.energy import Meter, counters
 from lichen.present.planned import plan_table
 from lichen.present.table import table_text

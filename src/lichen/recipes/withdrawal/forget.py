@@ -144,7 +144,7 @@ def forget(
     if require_same_command(request.out, write_recipe(retrain)):
         starts = _starts_in(request.out / _STARTS)
     else:
-        starts = _begin(request, recipe, retrain, say)
+        starts = _make_folder(request, recipe, retrain, say)
     for rate, (round_, why) in starts.items():
         say(f"{rate}: {round_} rounds are copied, and the rest is trained; {why}")
     run(retrain, out=request.out, resume=True, say=say)
@@ -233,7 +233,7 @@ def _require_rows(old: Path, recipe: Recipe) -> None:
         )
 
 
-def _begin(request: Request, recipe: Recipe, retrain: Recipe, say: Say) -> dict[str, tuple[int, str]]:
+def _make_folder(request: Request, recipe: Recipe, retrain: Recipe, say: Say) -> dict[str, tuple[int, str]]:
     """Make the new folder, with all that is not computed again; it is there once it is whole.
 
     Args:

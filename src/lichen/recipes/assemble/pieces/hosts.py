@@ -23,7 +23,7 @@ from lichen.core.wire.shared import Shared
 from lichen.data.sources.catalog import resolve_model
 from lichen.models.adapters.wrap import wrap
 from lichen.models.causal_cohort import CausalCohort
-from lichen.models.loading.load import dtype_of
+from lichen.models.loading.dtypes import dtype_of
 from lichen.models.pieces.carve import carve, spec_within
 from lichen.models.pieces.load_piece import load_piece, skeleton
 from lichen.models.pieces.partition import check_parts, numbers_of, part_blocks, spans_of

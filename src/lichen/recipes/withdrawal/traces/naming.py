@@ -35,6 +35,15 @@ _LONGEST = 1 << 28
 _TEXT = 12
 """Letters of a text of a row that is worth a search."""
 
+_DAMAGED_ZIP = (
+    zipfile.BadZipFile,
+    EOFError,
+    zlib.error,
+    ValueError,  # a place before its beginning, or a name that is not in UTF-8 though it says so
+    NotImplementedError,  # it asks for a part of the format that zipfile does not know
+)
+"""What zipfile raises of bytes that are no archive, or not one that it can read."""
+
 _ENCRYPTED = 1
 """Flag of a file in an archive whose bytes are encrypted."""
 
@@ -154,9 +163,7 @@ def _zip_bytes(data: bytes) -> Iterator[bytes]:
     A file that cannot be read without its owner's password, or that is packed in another way than by deflate, is known
     by its name alone.
     """
-    odd = ValueError  # a place before its beginning, or a name that is not in UTF-8 though it says so
-    later = NotImplementedError  # it asks for a part of the format that zipfile does not know
-    with suppress(zipfile.BadZipFile, EOFError, zlib.error, odd, later), zipfile.ZipFile(io.BytesIO(data)) as archive:
+    with suppress(*_DAMAGED_ZIP), zipfile.ZipFile(io.BytesIO(data)) as archive:
         for about in archive.infolist():
             yield about.filename.encode("utf-8", "surrogateescape")
             if not about.flag_bits & _ENCRYPTED and about.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
