@@ -87,14 +87,15 @@ def table(name: str) -> None:
         shown = [spread([one[c] for one in each if c in one]) if any(c in one for one in each) else "" for c in COLUMNS]
         both = [one for one in each if {"base", "full"} <= one.keys()]
         shares = [(one["plugged"] - one["base"]) / (one["full"] - one["base"]) for one in both]
-        held = sum(in_order(one, higher=kept["higher"]) for one in each)
+        judged = [in_order(one, higher=kept["higher"]) for one in each if "full" in one]
         seconds = round(min(cell["seconds"] for cell in cells.values()))
         share = spread(shares) if shares else ""
-        print(f"| {method} | {len(each)} | {' | '.join(shown)} | {share} | {held} of {len(each)} | {seconds} |")
+        order = f"{sum(judged)} of {len(judged)}" if judged else ""
+        print(f"| {method} | {len(each)} | {' | '.join(shown)} | {share} | {order} | {seconds} |")
 
 
 def in_order(one: dict[str, float], *, higher: bool) -> bool:
-    """Whether base < plugged < full and emulator < plugged, the better being the greater."""
+    """Whether base < plugged < full and emulator < plugged, the better being the greater; some tasks have no base."""
     sign = 1 if higher else -1
     pairs = (("base", "plugged"), ("plugged", "full"), ("emulator", "plugged"))
     return all(sign * one[a] < sign * one[b] for a, b in pairs if a in one and b in one)
