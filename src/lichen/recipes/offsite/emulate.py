@@ -32,7 +32,7 @@ from lichen.models.offsite.low_rank import rounded
 from lichen.models.offsite.training import Distil, measure, middle_tensors, train_middle
 from lichen.recipes.artifacts.use.export import require_empty
 from lichen.recipes.assemble.bases.local_folder import local_folder
-from lichen.recipes.tasks.offsite.public_text import token_rows
+from lichen.recipes.tasks.offsite.public_text import public_token_rows
 
 __all__ = ["Training", "emulate"]
 
@@ -175,7 +175,9 @@ def _trained(
         raise LichenError(what, where="--how raised", fix="use drop, distil or low-rank")
     model, tokenizer = load_causal(owner.folder) if writes else load_encoder(owner.folder)
     most = training.steps * training.rows
-    rows, others = token_rows(training.public, tokenizer, most=most, stream=writes, say=say)
+    rows, others = public_token_rows(
+        training.public, tokenizer, most=most, stream=writes, where=f"--public {training.public}", say=say
+    )
     _claim(part, {"how": how, "model": digest(owner.tensors), "ends": ends, "middle": middle, **asdict(training)})
     with whole_folder(first) as draft:
         save_emulator(draft, owner, ends=ends, middle=middle, how="drop", provenance={})

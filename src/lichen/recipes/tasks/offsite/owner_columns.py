@@ -39,7 +39,7 @@ from lichen.recipes.assemble.open import LoadedExperiment
 from lichen.recipes.assemble.run_folder import RunFolder
 from lichen.recipes.tasks.columns import pooled_column
 from lichen.recipes.tasks.learning import EventObserver
-from lichen.recipes.tasks.offsite.public_text import token_rows
+from lichen.recipes.tasks.offsite.public_text import public_token_rows
 from lichen.recipes.tasks.offsite.realign import realigner, without_middle
 
 __all__ = ["Owner", "open_owner"]
@@ -68,11 +68,12 @@ class Owner:
         config = None if recipe.offsite is None else recipe.offsite.realign
         if config is None:
             return loaded
-        rows, _ = token_rows(
+        rows, _ = public_token_rows(
             config.public,
             loaded.tokenizer,
             most=4 * config.steps * recipe.federation.rounds,
             stream=recipe.writes,
+            where="offsite.realign.public",
             say=say,
         )
         align = realigner(

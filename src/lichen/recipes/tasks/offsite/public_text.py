@@ -8,7 +8,7 @@ from typing import Any
 from lichen.core.errors import LichenError
 from lichen.data.sources.records import load_records
 
-__all__ = ["LENGTH", "token_rows"]
+__all__ = ["LENGTH", "public_token_rows"]
 
 LENGTH = 128
 """Tokens of a row."""
@@ -17,8 +17,8 @@ _MEASURED = 16
 """Rows that are not trained on, at most."""
 
 
-def token_rows(
-    name: str, tokenizer: Any, *, most: int, stream: bool, say: Callable[[str], None]
+def public_token_rows(
+    name: str, tokenizer: Any, *, most: int, stream: bool, where: str, say: Callable[[str], None]
 ) -> tuple[list[list[int]], list[list[int]]]:
     """``(rows to train on, rows to measure on)``, from all over the text.
 
@@ -27,6 +27,7 @@ def token_rows(
         tokenizer: The model's.
         most: Rows to train on, at most.
         stream: Texts end to end, as a language model reads them; else a row a text, cut at the right.
+        where: The flag or key that names the text.
         say: Called with lines of progress.
 
     Raises:
@@ -50,9 +51,7 @@ def token_rows(
     step = max(1, len(rows) // count)
     rows = rows[::step][:count]
     if len(rows) < 8:
-        raise LichenError(
-            f"gives {len(rows)} rows of {LENGTH} tokens", where=f"--public {name}", fix="name a longer public text"
-        )
+        raise LichenError(f"gives {len(rows)} rows of {LENGTH} tokens", where=where, fix="name a longer public text")
     measured = max(1, min(_MEASURED, len(rows) // 8))
     apart = len(rows) // measured
     chosen = set(range(0, measured * apart, apart))
