@@ -12,6 +12,7 @@ from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.present.clients import read_clients
 from lichen.recipes.assemble.sides.personal import keeps_own, model_of_client, stages_of
+from lichen.recipes.assemble.sides.withdrawal.absent import no_such_client
 from lichen.recipes.schema.recipe import Recipe
 
 __all__ = ["own_model", "own_path", "with_own"]
@@ -38,9 +39,7 @@ def own_model(folder: Path, recipe: Recipe, shared: Shared, client: str) -> OwnM
         raise LichenError(what, where="--client", fix="leave it out, or run a recipe with the section personal")
     names = [row["client"] for row in read_clients(folder)]
     if client not in names:
-        raise LichenError(
-            f"no client is called {client!r}", where="--client", fix=f"use one of clients.csv: {', '.join(names[:5])}"
-        )
+        raise no_such_client(client, names, where="--client")
     own_C = _private(folder, "personal" if stages else "federated", names.index(client), newest=stages)
     if own_C is None:
         what = f"{client} kept nothing of its own at this place, or was never invited: its model is the shared one"

@@ -27,6 +27,7 @@ from lichen.present.summary import read_summary
 from lichen.recipes.artifacts.inputs import inputs_of, require_same
 from lichen.recipes.artifacts.withdrawn.deletions import refuse_withdrawn
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe
+from lichen.recipes.assemble.sides.withdrawal.absent import no_such_client
 from lichen.recipes.schema.read import recipe_of
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.stages.folder import last_stage
@@ -84,8 +85,7 @@ def influence(folder: Path | str, *, client: str | None = None, out: Path | None
     shared = Shared.of_flat(load_tree(folder / "state" / "final.safetensors")[0])
     names = [one.name for one in loaded.clients_data]
     if client is not None and client not in names:
-        some = ", ".join(names[:5])
-        raise LichenError(f"no client is called {client!r}", where="--client", fix=f"use one of clients.csv: {some}")
+        raise no_such_client(client, names, where="--client")
     found: list[InfluentialRow] = []
     for place, name in enumerate(names):
         sides = loaded.experiment.clients
