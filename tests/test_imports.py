@@ -115,6 +115,14 @@ def test_every_public_name_is_used_by_another_file(tmp_path: Path) -> None:
     assert house.unused_names(source) == {"a.py": ["alone"]}
 
 
+def test_peft_is_imported_in_one_place() -> None:
+    # What it imports asks a hub for a kernel, unless it is told not to.
+    files = Path(lichen.__file__).parent.rglob("*.py")
+    pattern = re.compile(r"^ *(import|from) peft\b", re.MULTILINE)
+    asks = [file.name for file in files if pattern.search(file.read_text(encoding="utf-8"))]
+    assert asks == ["quantized.py"]
+
+
 def test_the_package_imports_nothing_at_its_top() -> None:
     tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
     top = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]

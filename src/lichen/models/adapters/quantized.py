@@ -69,10 +69,11 @@ def quiet_import() -> Iterator[None]:
             del sys.modules["kernels"]
 
 
-def import_peft() -> None:
-    """Import PEFT, which imports bitsandbytes where that is installed, without a word to any hub."""
+def import_peft() -> Any:
+    """PEFT, which imports bitsandbytes where that is installed, without a word to any hub; the one way to it."""
     with quiet_import():
-        import peft  # noqa: F401
+        import peft
+    return peft
 
 
 def _library() -> Any:

@@ -176,8 +176,7 @@ def _compiles(pattern: str) -> bool:
 
 def _default(peft_format: PeftFormat, key: str) -> Any:
     """The value that the installed PEFT gives a field; None where it does not know it."""
-    import_peft()
-    import peft
+    peft = import_peft()
 
     for field in dataclasses.fields(getattr(peft, peft_format.config)):
         if field.name == key and field.default is not dataclasses.MISSING:

@@ -90,8 +90,7 @@ def save_adapter(
         "inference_mode": True,
         **fields,
     }
-    import_peft()
-    import peft
+    peft = import_peft()
 
     config = getattr(peft, peft_format.config)(**about)
     begin = BEFORE_VIRTUAL if VIRTUAL in written.tensors else BEFORE_LAYERS

@@ -15,6 +15,7 @@ from typing import Any, Literal, final
 from lichen.audit.fingerprint import PAIRS, Fingerprint, chance, matches
 from lichen.core.errors import LichenError
 from lichen.data.sources.catalog import resolve_model
+from lichen.models.adapters.quantized import import_peft
 from lichen.models.loading.load import load_causal
 from lichen.models.loading.model_folder import plainly
 from lichen.models.loading.tokenizer_folder import read_tokenizer
@@ -152,15 +153,13 @@ def _of_files(model: str, base: str | None, quantize: Any) -> Models:
         known, tokenizer = load_causal(resolve_model(model), quantized=quantize)
         bare = None if base is None else lambda: nullcontext(load_causal(resolve_model(base), quantized=quantize)[0])
         return known, bare, tokenizer, None
-    from peft import PeftModel
-
     try:
         named = base or str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise LichenError("names no base model", where=str(config), fix="name it by --base") from None
     whole, tokenizer = load_causal(resolve_model(named), quantized=quantize)
     with plainly(f"is no adapter of {named!r}", where=model, fix="name its base by --base"):
-        known = PeftModel.from_pretrained(whole, model, torch_device="cpu", use_safetensors=True).eval()
+        known = import_peft().PeftModel.from_pretrained(whole, model, torch_device="cpu", use_safetensors=True).eval()
     if (Path(model) / "tokenizer_config.json").is_file():
         tokenizer = read_tokenizer(model, whole)
 

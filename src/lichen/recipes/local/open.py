@@ -155,6 +155,7 @@ def _open_folder(path: Path, name: str, base: str | None, *, adapter: bool) -> T
 def _with_adapter(path: Path, base: str | None) -> tuple[Any, Any]:
     """``(model, tokenizer)`` of a PEFT adapter on its base, merged where its kind can be."""
     from lichen.data.sources.catalog import CATALOG, resolve_model
+    from lichen.models.adapters.quantized import import_peft
     from lichen.models.loading.load import load_causal
     from lichen.models.loading.tokenizer_folder import read_tokenizer
     from lichen.models.peft.read import read_adapter
@@ -167,10 +168,9 @@ def _with_adapter(path: Path, base: str | None) -> tuple[Any, Any]:
         what = f"its base {named!r} is not on this machine" if named else "names no base"
         raise LichenError(what, where=str(path), fix="name the base's folder with --model")
     model, tokenizer = load_causal(resolve_model(source))
-    from peft import PeftModel
-
+    peft = import_peft()
     try:
-        joined = PeftModel.from_pretrained(model, str(path))
+        joined = peft.PeftModel.from_pretrained(model, str(path))
         model = joined.merge_and_unload() if config.get("peft_type") in ("LORA", "IA3") else joined
     except Exception as error:  # PEFT raises what its torch raises
         reason = " ".join(str(error).split())[:200] or type(error).__name__

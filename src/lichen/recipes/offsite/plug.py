@@ -179,8 +179,7 @@ def _whole(owner: OwnerModel, classes: tuple[str, ...]) -> Any:
 def _merge(adapter: Path, owner: OwnerModel, classes: tuple[str, ...], draft: Path) -> None:
     if "PROMPT" in str(read_json(adapter / "adapter_config.json").get("peft_type")):
         raise LichenError("virtual tokens cannot be merged into weights", where="--merge", fix="leave it out")
-    import_peft()
-    import peft
+    peft = import_peft()
 
     with plainly("cannot merge the adapter", where=str(owner.folder), fix="leave --merge out"):
         joined = peft.PeftModel.from_pretrained(_whole(owner, classes), str(adapter))
