@@ -43,7 +43,8 @@ from lichen.models.adapters.lora import Lora
 from lichen.models.adapters.prompt import Prompt
 from lichen.models.causal_cohort import CausalCohort
 from lichen.models.classifier_cohort import ClassifierCohort
-from lichen.models.loading.load import load_causal, load_classifier
+from lichen.models.loading.classifier import load_classifier
+from lichen.models.loading.load import load_causal
 from lichen.models.students.students import ImageCNN, ImageMLP, TextCNN, TwoLayerTransformer
 from lichen.recipes.assemble.live_bytes import LiveBytes
 

@@ -18,7 +18,8 @@ from lichen.fm.endpoint import Endpoint
 from lichen.fm.http import HttpFM
 from lichen.fm.local import LocalFM
 from lichen.fm.soft_prompt import SoftPrompt
-from lichen.models.loading.load import load_causal, load_classifier
+from lichen.models.loading.classifier import load_classifier
+from lichen.models.loading.load import load_causal
 from lichen.research.prompts.word_prompt import WordPrompt, decode_bytes, encode_bytes
 from support.openai_server import answering
 from support.tiny_llama import save_model

@@ -28,7 +28,7 @@ class ClassifierCohort(Cohort):
     """A sequence classifier for C clients; a :class:`lichen.core.contracts.model.CohortModel`.
 
     Args:
-        model: From :func:`lichen.models.loading.load.load_classifier`.
+        model: From :func:`lichen.models.loading.classifier.load_classifier`.
         adapter: What is trained; its ``heads`` usually name the classification head.
         name: The model's name in groups and messages.
         reference: One call a client (equal bits in any company) or all clients in one call; None:

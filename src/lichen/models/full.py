@@ -172,7 +172,7 @@ class FullClassifier:
     """A sequence classifier trained whole; a :class:`lichen.core.contracts.model.CohortModel`.
 
     Args:
-        model: From :func:`lichen.models.loading.load.load_classifier`.
+        model: From :func:`lichen.models.loading.classifier.load_classifier`.
         name: The model's name in groups and messages.
         exclude: As for :class:`lichen.models.whole.Whole`.
         base: Digest of what both ends must have alike; None: of the frozen tensors.

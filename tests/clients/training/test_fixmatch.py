@@ -29,7 +29,7 @@ from lichen.data.sources.records import load_records
 from lichen.engines.local import LocalEngine
 from lichen.models.adapters.lora import Lora
 from lichen.models.classifier_cohort import ClassifierCohort
-from lichen.models.loading.load import load_classifier
+from lichen.models.loading.classifier import load_classifier
 from lichen.models.students.students import ImageCNN, ImageMLP, TextCNN
 from support.tiny_llama import save_model
 from support.toy_cohorts import Bigram, fold, job

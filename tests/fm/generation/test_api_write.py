@@ -19,7 +19,8 @@ from lichen.fm.encoder import LocalEncoder
 from lichen.fm.local import LocalFM
 from lichen.fm.parsing import cut_at, matched
 from lichen.fm.zero_shot import ZeroShot
-from lichen.models.loading.load import load_causal, load_classifier, load_encoder
+from lichen.models.loading.classifier import load_classifier
+from lichen.models.loading.load import load_causal, load_encoder
 from support.tiny_llama import save_model
 
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9", "w4", "w30 w31"]

@@ -18,7 +18,7 @@ from lichen.models.adapters.lora import Lora
 from lichen.models.adapters.whole_layers import lacked_layers, whole_layers
 from lichen.models.adapters.wrap import wrap
 from lichen.models.classifier_cohort import ClassifierCohort
-from lichen.models.loading.load import load_classifier
+from lichen.models.loading.classifier import load_classifier
 from lichen.models.peft.format import save_adapter
 from lichen.models.peft.merge import merge
 from support.bare_checkpoints import FAMILIES, VOCABULARY, save_bare

@@ -35,7 +35,8 @@ from lichen.models.adapters.quantized import (
 )
 from lichen.models.causal_cohort import CausalCohort
 from lichen.models.classifier_cohort import ClassifierCohort
-from lichen.models.loading.load import base_digest, load_causal, load_classifier
+from lichen.models.loading.classifier import load_classifier
+from lichen.models.loading.load import base_digest, load_causal
 from lichen.models.peft.merge import merge
 from lichen.recipes.assemble.live_bytes import LiveBytes
 from support.tiny_llama import save_model

@@ -17,7 +17,8 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from lichen.core.errors import LichenError
-from lichen.models.loading.load import load_causal, load_classifier, load_encoder
+from lichen.models.loading.classifier import load_classifier
+from lichen.models.loading.load import load_causal, load_encoder
 from support.tiny_llama import WORDS, save_model
 
 Folder = Path

@@ -31,8 +31,9 @@ from lichen.models.adapters.lora import Lora
 from lichen.models.adapters.prompt import Prompt
 from lichen.models.classifier_cohort import ClassifierCohort
 from lichen.models.full import FullClassifier
+from lichen.models.loading.classifier import load_classifier
 from lichen.models.loading.initial import first_layers, head_features, head_of, head_start
-from lichen.models.loading.load import base_digest, load_causal, load_classifier, load_encoder
+from lichen.models.loading.load import base_digest, load_causal, load_encoder
 from lichen.models.students.students import ImageMLP, TextCNN
 from lichen.server.lda import Lda
 from lichen.server.ridge import Ridge

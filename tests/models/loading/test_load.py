@@ -16,7 +16,8 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from lichen.core.errors import LichenError
 from lichen.models.features import EncoderFeatures
-from lichen.models.loading.load import base_digest, load_causal, load_classifier, load_encoder
+from lichen.models.loading.classifier import load_classifier
+from lichen.models.loading.load import base_digest, load_causal, load_encoder
 from support.tiny_llama import save_model
 
 

@@ -16,7 +16,7 @@ from lichen.models.adapters.ia3 import IA3
 from lichen.models.adapters.lora import Lora
 from lichen.models.adapters.whole_layers import whole_layers
 from lichen.models.classifier_cohort import ClassifierCohort
-from lichen.models.loading.load import load_classifier
+from lichen.models.loading.classifier import load_classifier
 from support.bare_checkpoints import VOCABULARY, save_bare
 
 CLIENTS, ROWS, CLASSES = 3, 2, 3

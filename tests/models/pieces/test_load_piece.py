@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lichen.core.errors import LichenError
-from lichen.models.loading.load import base_digest, load_classifier
+from lichen.models.loading.classifier import load_classifier
+from lichen.models.loading.load import base_digest
 from lichen.models.pieces.carve import carve
 from lichen.models.pieces.load_piece import load_piece
 from support import tiny_llama

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 
 from lichen.core.contracts.model import Batch, CohortModel
 from lichen.core.errors import LichenError
-from lichen.core.seeds import derive
+from lichen.core.seeds import derive, torch_generator
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 
-__all__ = ["first_layers", "head_features", "head_of", "head_start", "redraw"]
+__all__ = ["draw_fresh", "first_layers", "head_features", "head_of", "head_start", "redraw"]
 
 
 def first_layers(model: Any, layers: int) -> Any:
@@ -78,6 +78,25 @@ def redraw(model: Any, seed: int) -> Any:
         torch.manual_seed(derive(seed, "random weights"))
         inside.initialize_weights()
     return model
+
+
+def draw_fresh(model: nn.Module, fresh: set[str], seed: int) -> None:
+    """Draw tensors of a model, in place: matrices normal with the model's own spread, norms one, biases zero.
+
+    Args:
+        model: A transformers model.
+        fresh: Their names; others than its parameters' are passed over.
+        seed: Of each tensor's own generator, with its name.
+    """
+    spread = float(getattr(model.config, "initializer_range", 0.02) or 0.02)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in sorted(fresh & parameters.keys()):
+            x = parameters[name]
+            if x.dim() > 1:
+                x.copy_(torch.randn(x.shape, generator=torch_generator(seed, "head", name)) * spread)
+            else:
+                x.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
 def head_of(model: CohortModel, shared: Shared) -> str:

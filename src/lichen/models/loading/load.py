@@ -1,15 +1,14 @@
 """Loads frozen transformers models from a local folder or a hub id: safetensors, no remote code.
 
-Loading a classifier draws a fresh head from a seed, so that every node of a federation that loads
-the same folder with the same seed holds the same bytes. So it is where only the first layers are taken,
-or all weights are drawn anew (:mod:`lichen.models.loading.initial`).
-
-Legend: K classes.
+Classifiers have a file of their own (:mod:`lichen.models.loading.classifier`). Every node of a federation that loads
+the same folder holds the same bytes, also where only the first layers are taken, or all weights are drawn anew from a
+seed (:mod:`lichen.models.loading.initial`).
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,12 @@ import torch
 from torch import nn
 
 from lichen.core.errors import LichenError
-from lichen.core.seeds import torch_generator
 from lichen.core.tree import digest
 from lichen.models.adapters.ends.end_blocks import blocks_of, note_ends
 from lichen.models.adapters.quantized import Kind, quantize
-from lichen.models.adapters.whole_layers import note_lacked, output_layer
 from lichen.models.loading.dtypes import dtype_of
 from lichen.models.loading.emulator_folder import EMULATOR, is_emulator, read_manifest, require_untouched
-from lichen.models.loading.initial import first_layers, redraw
+from lichen.models.loading.initial import draw_fresh, first_layers, redraw
 from lichen.models.loading.model_folder import check_config, check_weights, plainly
 from lichen.models.loading.tokenizer_folder import read_tokenizer
 from lichen.models.loading.weights_file import refuse_not_finite
@@ -35,12 +32,13 @@ __all__ = [
     "base_digest",
     "can_write",
     "causal_tokenizer",
-    "draw_fresh",
+    "frozen",
     "frozen_eval",
     "load_causal",
-    "load_classifier",
     "load_encoder",
     "read_config",
+    "read_weights",
+    "refuse_missing",
 ]
 
 
@@ -92,7 +90,7 @@ LOADING = threading.Lock()
 """Transformers changes itself and torch while it loads, for the whole process: two threads would spoil each other's."""
 
 
-def _weights(
+def read_weights(
     auto: Any,
     source: str | Path,
     config: Any,
@@ -103,7 +101,21 @@ def _weights(
     random: int | None = None,
     **more: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """The model and what its files lacked; sdpa attention where the architecture has it."""
+    """The model and what its files lacked; sdpa attention where the architecture has it.
+
+    Args:
+        auto: One of transformers' ``AutoModel`` classes.
+        source: Folder or hub id.
+        config: From :func:`read_config`.
+        dtype: Of its weights.
+        quantized: As in :func:`load_causal`, and so ``layers`` and ``random``.
+        layers: Its first blocks alone.
+        random: Seed of weights drawn in place of the saved ones.
+        more: What else ``from_pretrained`` is given.
+
+    Raises:
+        LichenError: if weights are missing, damaged or not finite, or an emulator was changed.
+    """
     folder = Path(str(source)).expanduser()
     place = folder if folder.is_dir() else str(source)
 
@@ -154,15 +166,25 @@ def _weights(
         refuse_not_finite(every, where=str(source), fix="fetch or save the weights again")
     model = model if layers is None else first_layers(model, layers)
     if manifest is not None:
-        if len(blocks_of(model)) != manifest.blocks:
-            what = f"has {len(blocks_of(model))} blocks, and its {EMULATOR} speaks of {manifest.blocks}"
+        if (blocks := len(blocks_of(model))) != manifest.blocks:
+            what = f"has {blocks} blocks, and its {EMULATOR} speaks of {manifest.blocks}"
             raise LichenError(what, where=str(source), fix="get the emulator again from the model's owner")
         note_ends(model, manifest.ends)
     return (model if quantized is None else quantize(model, quantized, dtype=dtype)), info
 
 
-def _refuse_missing(info: dict[str, Any], source: str | Path, *, allowed: str) -> None:
-    lacking = sorted(name for name in info["missing_keys"] if allowed not in name)
+def refuse_missing(missing: Iterable[str], source: str | Path, *, allowed: Callable[[str], bool]) -> None:
+    """Refuse a model whose files lack a tensor that may not be drawn.
+
+    Args:
+        missing: Names of what they lack.
+        source: Folder or hub id.
+        allowed: Whether a tensor of this name may be drawn.
+
+    Raises:
+        LichenError: naming the first that may not.
+    """
+    lacking = sorted(name for name in missing if not allowed(name))
     if lacking:
         raise LichenError(
             f"{source} lacks weights such as {lacking[0]!r}",
@@ -171,7 +193,8 @@ def _refuse_missing(info: dict[str, Any], source: str | Path, *, allowed: str) -
         )
 
 
-def _frozen(model: Any, device: str | torch.device) -> Any:
+def frozen(model: Any, device: str | torch.device) -> Any:
+    """The model on a device, in evaluation mode, none of its weights to be trained; changed in place."""
     return model.requires_grad_(False).eval().to(device)
 
 
@@ -216,7 +239,7 @@ def causal_tokenizer(source: str | Path) -> Any:
 
     config = _causal_config(source)
     fix = "give a folder with a config.json of this version's"
-    with plainly(f"cannot read a model at {source}", where="model.name", fix=fix), torch.device("meta"):
+    with plainly(f"cannot read a model at {source}", where="model.name", fix=fix), LOADING, torch.device("meta"):
         auto: Any = AutoModelForCausalLM
         shapes = auto.from_config(config, trust_remote_code=False)
     return read_tokenizer(source, shapes)
@@ -248,97 +271,14 @@ def load_causal(
     from transformers import AutoModelForCausalLM
 
     config = _causal_config(source)
-    model, info = _weights(
+    model, info = read_weights(
         AutoModelForCausalLM, source, config, dtype_of(dtype), quantized, layers=layers, random=random
     )
     if random is None:
         # An output layer that is the embedding is no layer of its own; any other would be drawn, and nobody trains it.
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-        _refuse_missing(info, source, allowed="lm_head" if tied else "\0")
-    return _frozen(model, device), read_tokenizer(source, model)
-
-
-def load_classifier(
-    source: str | Path,
-    *,
-    classes: int,
-    seed: int,
-    dtype: str | torch.dtype = "float32",
-    device: str | torch.device = "cpu",
-    quantized: Kind | None = None,
-    layers: int | None = None,
-    random: int | None = None,
-    anew: bool = False,
-) -> tuple[Any, Any]:
-    """A frozen sequence classifier and its tokenizer; what its files lack is drawn from ``seed``.
-
-    Which layers these are, :func:`lichen.models.adapters.whole_layers.lacked_layers` tells.
-
-    Args:
-        source: Folder or hub id.
-        classes: K, at least 2.
-        seed: Seed of a fresh head.
-        dtype: As in :func:`load_causal`.
-        device: Where it lies.
-        quantized: Linear layers of its blocks in 8 or 4 bits (:mod:`lichen.models.adapters.quantized`); None: as they
-            are.
-        layers: Its first blocks alone, so many; None: all.
-        random: Seed of weights drawn in place of the saved ones; None: the saved ones.
-        anew: Draw the layer that gives the logits though the files hold one, as if they lacked it.
-
-    Raises:
-        LichenError: no such folder, no classifier of this architecture, tokenizer or pad token missing.
-    """
-    from transformers import AutoModelForSequenceClassification
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-
-    if classes < 2:
-        raise LichenError(f"{classes} classes", where="classes", fix="a classifier needs at least 2")
-    config = read_config(source)
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise LichenError(
-            f"{source} is a {config.model_type}, which has no classifier",
-            where="model.name",
-            fix="give an encoder such as BERT or MiniLM, or a causal model that transformers can classify with",
-        )
-    config.num_labels = classes
-    config.problem_type = "single_label_classification"
-    model, info = _weights(
-        AutoModelForSequenceClassification,
-        source,
-        config,
-        dtype_of(dtype),
-        quantized,
-        layers=layers,
-        random=random,
-        ignore_mismatched_sizes=True,
-    )
-    fresh = {*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])}
-    inside = f"{model.base_model_prefix}."
-    for name in sorted(fresh):
-        if name.startswith(inside) and "pooler" not in name:
-            _refuse_missing({"missing_keys": [name]}, source, allowed="\0")
-    last = output_layer(model)
-    head = random is None and last != "" and f"{last}.weight" not in info["missing_keys"]
-    fresh |= {f"{last}.weight", f"{last}.bias"} if anew else set()
-    draw_fresh(model, fresh, seed)
-    note_lacked(model, fresh, head=head)
-    tokenizer = read_tokenizer(source, model)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return _frozen(model, device), tokenizer
-
-
-def draw_fresh(model: nn.Module, fresh: set[str], seed: int) -> None:
-    """Matrices normal with the model's own spread, norms one, biases zero."""
-    spread = float(getattr(model.config, "initializer_range", 0.02) or 0.02)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name in sorted(fresh & parameters.keys()):
-            x = parameters[name]
-            if x.dim() > 1:
-                x.copy_(torch.randn(x.shape, generator=torch_generator(seed, "head", name)) * spread)
-            else:
-                x.fill_(0.0 if name.endswith("bias") else 1.0)
+        refuse_missing(info["missing_keys"], source, allowed=lambda name: tied and "lm_head" in name)
+    return frozen(model, device), read_tokenizer(source, model)
 
 
 def load_encoder(
@@ -376,6 +316,6 @@ def load_encoder(
             fix="give an encoder such as BERT, MiniLM or T5",
         )
     auto = AutoModelForTextEncoding if both else AutoModel
-    model, info = _weights(auto, source, config, dtype_of(dtype), quantized, layers=layers, random=random)
-    _refuse_missing(info, source, allowed="pooler")
-    return _frozen(model, device), read_tokenizer(source, model)
+    model, info = read_weights(auto, source, config, dtype_of(dtype), quantized, layers=layers, random=random)
+    refuse_missing(info["missing_keys"], source, allowed=lambda name: "pooler" in name)
+    return frozen(model, device), read_tokenizer(source, model)

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lichen.core.errors import LichenError
+from lichen.models.loading.classifier import is_drawn
 from lichen.models.loading.dtypes import dtype_of
-from lichen.models.loading.load import LOADING, draw_fresh, read_config
+from lichen.models.loading.initial import draw_fresh
+from lichen.models.loading.load import LOADING, frozen, read_config, refuse_missing
 from lichen.models.loading.model_folder import check_weights, plainly, read_json
 from lichen.models.loading.weights_file import check_file, refuse_not_finite
 from lichen.models.pieces.carve import carve
@@ -90,7 +92,7 @@ def load_piece(
         start: The first block; 0: with the embeddings before it.
         stop: The block after the last; where there is none: with the norm and the head after it.
         classes: K of a classifier; None: a language model.
-        seed: Seed of a head that the files lack, drawn as :func:`lichen.models.loading.load.load_classifier` does.
+        seed: Seed of a head that the files lack, drawn as in :mod:`lichen.models.loading.classifier`.
         dtype: Of its weights.
         device: Where it lies.
         read: Reads one tensor; None: from the file, and nothing else of it.
@@ -122,19 +124,12 @@ def load_piece(
                 )
             refuse_not_finite([(name, x)], where=str(source), fix="fetch or save the weights again")
         layer.register_parameter(name.rpartition(".")[2], nn.Parameter(x, requires_grad=False))
-    inside = f"{piece.base_model_prefix}."
-    for name in sorted(lacking):
-        if classes is None or (name.startswith(inside) and "pooler" not in name):
-            raise LichenError(
-                f"{source} lacks weights such as {name!r}",
-                where="model.name",
-                fix="it was saved for another task or architecture; give the folder of a whole model",
-            )
+    refuse_missing(lacking, source, allowed=lambda name: classes is not None and is_drawn(piece, name))
     draw_fresh(piece, lacking, seed)
     bare = [name for name, x in piece.named_buffers() if x.is_meta]
     if bare:
         raise LichenError(f"{bare[0]} cannot be made without the whole model", where="model.name")
-    return piece.requires_grad_(False).eval().to(device)
+    return frozen(piece, device)
 
 
 def _files_of(source: str | Path) -> dict[str, Path]:

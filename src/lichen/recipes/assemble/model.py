@@ -24,7 +24,8 @@ from lichen.models.adapters.kind import Spec, kind_of, kinds_in_peft
 from lichen.models.adapters.whole_layers import whole_layers
 from lichen.models.adapters.wrap import Wrapped
 from lichen.models.cohort import Cohort
-from lichen.models.loading.load import load_causal, load_classifier
+from lichen.models.loading.classifier import load_classifier
+from lichen.models.loading.load import load_causal
 from lichen.models.objectives import RowObjective
 from lichen.models.peft.format import has_peft_format
 from lichen.models.peft.start import start_from

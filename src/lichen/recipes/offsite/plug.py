@@ -26,6 +26,7 @@ from lichen.core.private import share
 from lichen.core.tree import Tree, digest, plain
 from lichen.models.adapters.kind import BEFORE_LAYERS, BEFORE_VIRTUAL, VIRTUAL
 from lichen.models.adapters.quantized import import_peft
+from lichen.models.loading.classifier import load_classifier
 from lichen.models.loading.emulator_folder import (
     EMULATOR,
     Manifest,
@@ -35,7 +36,7 @@ from lichen.models.loading.emulator_folder import (
     require_untouched,
     weight_files,
 )
-from lichen.models.loading.load import load_causal, load_classifier
+from lichen.models.loading.load import load_causal
 from lichen.models.loading.model_folder import plainly, read_json
 from lichen.models.loading.weights_file import read_tensors
 from lichen.models.offsite.layers import TOKENIZER_FILES, OwnerModel, open_owner_model
