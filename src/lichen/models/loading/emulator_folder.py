@@ -157,12 +157,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The files that hold a model folder's weights, which exist, in the order of their names."""
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return (single,)
-    index = json.loads((folder / "model.safetensors.index.json").read_bytes())
-    return tuple(folder / name for name in sorted(set(index["weight_map"].values())))
+    """The files that hold a model folder's weights, in the order of their names.
+
+    Raises:
+        LichenError: if weights are missing or damaged.
+    """
+    return tuple(sorted(set(check_weights(folder).values())))
 
 
 def folder_tensors(folder: Path) -> Tree:
@@ -171,10 +171,9 @@ def folder_tensors(folder: Path) -> Tree:
     Raises:
         LichenError: if the weights are missing or damaged.
     """
-    check_weights(folder)
-    tensors: Tree = {}
+    tensors, files = Tree(), weight_files(folder)
     with plainly("cannot read the weights", where=str(folder), fix="fetch or save the folder again, whole"):
-        for file in weight_files(folder):
+        for file in files:
             tensors |= load_file(file)
     return tensors
 

@@ -34,7 +34,7 @@ from lichen.core.seeds import derive, torch_generator
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 
-__all__ = ["draw_fresh", "first_layers", "head_features", "head_of", "head_start", "redraw"]
+__all__ = ["draw_fresh", "first_layers", "head_features", "head_of", "head_start", "keep_blocks", "redraw"]
 
 
 def first_layers(model: Any, layers: int) -> Any:
@@ -54,12 +54,18 @@ def first_layers(model: Any, layers: int) -> Any:
     if not 1 <= layers <= whole:
         raise LichenError(f"{layers} of {whole} layers", where="model.layers", fix=f"use 1 to {whole}")
     model.set_submodule(stacks[0], model.get_submodule(stacks[0])[:layers])
-    # Configurations of mixed architectures hold one entry a layer.
-    for name, value in list(vars(model.config).items()):
-        if isinstance(value, list) and len(value) == whole and "layer" in name:
-            setattr(model.config, name, value[:layers])
-    model.config.num_hidden_layers = layers
+    keep_blocks(model.config, 0, layers)
     return model
+
+
+def keep_blocks(config: Any, start: int, stop: int) -> None:
+    """Let a configuration say of blocks ``start`` to ``stop`` what it says of all; changed in place."""
+    whole = config.num_hidden_layers
+    # Configurations of mixed architectures hold one entry a layer.
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == whole and "layer" in name:
+            setattr(config, name, value[start:stop])
+    config.num_hidden_layers = stop - start
 
 
 def redraw(model: Any, seed: int) -> Any:

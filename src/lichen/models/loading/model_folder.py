@@ -97,8 +97,8 @@ def _file_names(folder: Path) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def check_weights(folder: Path) -> None:
-    """Refuse a folder whose weights are missing, pickled, or damaged.
+def check_weights(folder: Path) -> dict[str, Path]:
+    """The file of every tensor of a folder; refused if weights are missing, pickled, or damaged.
 
     Raises:
         LichenError: naming the file.
@@ -106,11 +106,9 @@ def check_weights(folder: Path) -> None:
     where, single = str(folder), folder / "model.safetensors"
     index = folder / "model.safetensors.index.json"
     if single.is_file():
-        check_file(single, fix=_WHOLE)
-        return
+        return dict.fromkeys(check_file(single, fix=_WHOLE), single)
     if index.is_file():
-        _check_shards(folder, index)
-        return
+        return _check_shards(folder, index)
     others = sorted(file.name for file in folder.glob("*.safetensors"))
     if others:
         raise LichenError(
@@ -132,7 +130,7 @@ def check_weights(folder: Path) -> None:
     )
 
 
-def _check_shards(folder: Path, index: Path) -> None:
+def _check_shards(folder: Path, index: Path) -> dict[str, Path]:
     parts = read_json(index).get("weight_map")
     if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):
         raise LichenError(f"{index.name} has no weight_map", where=str(folder), fix=_WHOLE)
@@ -147,6 +145,7 @@ def _check_shards(folder: Path, index: Path) -> None:
     for tensor, name in parts.items():
         if tensor not in tensors_in[name]:
             raise LichenError(f"{name} lacks {tensor!r}, which {index.name} names", where=str(folder), fix=_WHOLE)
+    return {tensor: folder / name for tensor, name in parts.items()}
 
 
 @contextmanager

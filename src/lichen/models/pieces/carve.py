@@ -30,6 +30,7 @@ from lichen.core.errors import LichenError
 from lichen.models.adapters.kind import Spec
 from lichen.models.adapters.linear_layers import fits, refuse_unknown, target_layers
 from lichen.models.adapters.lora import Lora
+from lichen.models.loading.initial import keep_blocks
 from lichen.models.loading.span import Span, note_span
 from lichen.models.pieces.families import blocks_of, family_of
 
@@ -99,7 +100,8 @@ def carve(model: Any, start: int, stop: int, *, where: str = "model.name") -> An
     path, stack = blocks_of(model)
     span = check_span(start, stop, len(stack), where=where)
     twin = _structure(model)
-    config = _config_of(model.config, span)
+    config = copy.deepcopy(model.config)
+    keep_blocks(config, start, stop)
     for layer in twin.modules():
         if getattr(layer, "config", None) is not None:
             layer.config = config
@@ -132,16 +134,6 @@ def _structure(model: Any) -> Any:
     """The same modules around the same tensors."""
     shared: dict[int, Any] = {id(x): x for x in chain(model.parameters(), model.buffers())}
     return copy.deepcopy(model, shared)
-
-
-def _config_of(config: Any, span: Span) -> Any:
-    """The configuration of a piece: as many blocks as it has, and of what is listed by block its own."""
-    part = copy.deepcopy(config)
-    for name, value in list(vars(part).items()):
-        if isinstance(value, list) and len(value) == span.blocks and "layer" in name:
-            setattr(part, name, value[span.start : span.stop])
-    part.num_hidden_layers = span.stop - span.start
-    return part
 
 
 def spec_within(spec: Spec, model: Any, piece: Any) -> Spec:

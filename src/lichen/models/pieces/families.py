@@ -79,6 +79,5 @@ def blocks_of(model: Any) -> tuple[str, nn.ModuleList]:
             where="model.name",
             fix=f"a {model.config.model_type} can for task: {'chat' if family.causal else 'classify'}",
         )
-    names = {id(layer): path for path, layer in model.named_modules()}
     stack: nn.ModuleList = base.get_submodule(family.stack)
-    return names[id(stack)], stack
+    return f"{model.base_model_prefix}.{family.stack}", stack

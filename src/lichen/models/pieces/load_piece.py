@@ -22,8 +22,8 @@ from lichen.models.loading.classifier import is_drawn
 from lichen.models.loading.dtypes import dtype_of
 from lichen.models.loading.initial import draw_fresh
 from lichen.models.loading.load import LOADING, frozen, read_config, refuse_missing
-from lichen.models.loading.model_folder import check_weights, plainly, read_json
-from lichen.models.loading.weights_file import check_file, refuse_not_finite
+from lichen.models.loading.model_folder import check_weights, plainly
+from lichen.models.loading.weights_file import refuse_not_finite
 from lichen.models.pieces.carve import carve
 from lichen.models.pieces.families import family_of
 
@@ -137,12 +137,7 @@ def _files_of(source: str | Path) -> dict[str, Path]:
     folder = Path(str(source)).expanduser()
     if not folder.is_dir():
         folder = _fetched(str(source))
-    check_weights(folder)
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return dict.fromkeys(check_file(single, fix=_WHOLE), single)
-    index: Mapping[str, str] = read_json(folder / "model.safetensors.index.json")["weight_map"]
-    return {name: folder / file for name, file in index.items()}
+    return check_weights(folder)
 
 
 def _fetched(source: str) -> Path:
@@ -162,7 +157,7 @@ def _place(name: str, where: Mapping[str, Path], piece: Any) -> tuple[Path, str]
     inside = f"{piece.base_model_prefix}."
     names = [name, name.removeprefix(inside), inside + name]
     if piece.config.get_text_config().tie_word_embeddings and name == "lm_head.weight":
-        stem = {"gpt2": "wte"}.get(piece.config.model_type, "embed_tokens")
+        stem = family_of(piece.config).embeddings
         names = [f"{inside}{stem}.weight", f"{stem}.weight", *names]
     # Older files of BERT call a norm's weight and bias otherwise.
     names += [n[: -len("weight")] + "gamma" for n in names if n.endswith("LayerNorm.weight")]

@@ -25,8 +25,7 @@ def numbers_of(model: Any) -> tuple[list[int], int, int, int]:
     """
     family, (path, stack) = family_of(model.config), blocks_of(model)
     each = [sum(x.numel() for x in block.parameters()) for block in stack]
-    base = next(name for name, layer in model.named_modules() if layer is model.base_model)
-    begins = tuple(f"{base}.{name}." for name in (family.embeddings, family.positions) if name)
+    begins = tuple(f"{model.base_model_prefix}.{name}." for name in (family.embeddings, family.positions) if name)
     before = after = 0
     for name, x in model.named_parameters(remove_duplicate=False):
         if name.startswith(begins):
