@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lichen.algorithms.hosts.micro_batches import Rows, labelled
 from lichen.clients.pipeline.schedule import Op, Turn
+from lichen.clients.training.optimize import factor_of_squares
 from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
@@ -56,16 +57,20 @@ class Stage:
 
 @final
 class Mail:
-    """Outputs on their way to the neighbour that waits for them, with the virtual second at which they were there."""
+    """Outputs on their way to the neighbour that waits for them, with the virtual second at which they were there.
 
-    def __init__(
-        self,
-        steps: Sequence[Sequence[Rows]],
-        clip: float | None,
-        names: Sequence[Sequence[str]],
-        losses: dict[int, Tree] | None,
-    ) -> None:
-        self.steps, self.clip, self.names, self.losses, self.stages = steps, clip, names, losses, len(names)
+    Args:
+        steps: Each step's micro-batches.
+        clip: The norm of a step's mean gradient at most; None: any.
+        names: Of each host the tensors that it trains, sorted.
+
+    Attributes:
+        losses: Of rows that are scored what the last host said, by micro-batch.
+    """
+
+    def __init__(self, steps: Sequence[Sequence[Rows]], clip: float | None, names: Sequence[Sequence[str]]) -> None:
+        self.steps, self.clip, self.names, self.stages = steps, clip, names, len(names)
+        self.losses: dict[int, Tree] = {}
         self._inputs: dict[tuple[int, int, Op], tuple[Tensor, float]] = {}
         self._squares: dict[int, dict[int, tuple[Tensor, float]]] = {}
 
@@ -73,8 +78,7 @@ class Mail:
         """Take the output of a host's question."""
         tensors, given = message.tensors, turn.gives
         if given is not None and "loss_B" in tensors:
-            if self.losses is not None:
-                self.losses[given.micro] = tensors
+            self.losses[given.micro] = tensors
         elif given is not None:
             forward = given.kind == "forward"
             there = place + 1 if forward else place - 1
@@ -116,5 +120,4 @@ class Mail:
             return None
         stage.then = max(stage.then, *(now for _, now in squares.values()))
         each = {name: x for place, (x_P, _) in squares.items() for name, x in zip(self.names[place], x_P, strict=True)}
-        total = sum((each[name] for name in sorted(each)), torch.zeros(()))  # as one process adds them up
-        return {"factor": torch.tensor([min(1.0, self.clip / (float(total.sqrt()) + 1e-6))], dtype=torch.float64)}
+        return {"factor": torch.tensor([factor_of_squares(each, self.clip)], dtype=torch.float64)}

@@ -112,15 +112,8 @@ class Pipeline:
             for at in range(self.steps)
         ]
         settings = {"steps": self.steps, "micro": self.micro, "train": 1.0, "lr_scale": self.lr_scale(state.round)}
-        lost, found = list[Refusal](), None
-        while found is None:
-            try:
-                found = self._go(engine, self._jobs(state, settings, seed), steps)
-            except _LostError as error:
-                lost.append(error.refusal)
-                if len(lost) >= self.tries:
-                    raise error.refusal.error() from None
-        stages, metrics = found
+        _, stages, lost = self._tried(engine, state, settings, seed, steps)
+        metrics = _metrics(stages)
         trainable, optimizer = dict(state.shared.trainable), dict(state.optimizer)
         for stage in stages:
             assert stage.end is not None
@@ -169,14 +162,7 @@ class Pipeline:
             return sums
         settings = {"steps": 1, "micro": len(micros), "train": 0.0, "lr_scale": 1.0}
         state = ServerState(round=version, shared=shared)
-        lost, losses = 0, dict[int, Tree]()
-        while not losses:
-            try:
-                self._go(engine, self._jobs(state, settings, 0), [micros], losses)
-            except _LostError as error:
-                losses, lost = {}, lost + 1
-                if lost >= self.tries:
-                    raise error.refusal.error() from None
+        losses = self._tried(engine, state, settings, 0, [micros])[0].losses
         for at, place in enumerate(whose):
             sums["loss_sum"][place] += losses[at]["loss_B"][0].double().sum()
             sums["count"][place] += losses[at]["count_B"][0].double().sum()
@@ -204,15 +190,27 @@ class Pipeline:
             stages.append(Stage(job=job, turns=turns, expected=list(self.host.questions(job))))
         return stages
 
-    def _go(
-        self,
-        engine: Engine,
-        stages: list[Stage],
-        steps: Sequence[Sequence[Rows]],
-        losses: dict[int, Tree] | None = None,
-    ) -> tuple[list[Stage], dict[str, float]]:
+    def _tried(
+        self, engine: Engine, state: ServerState, settings: dict[str, float], seed: int, steps: Sequence[Sequence[Rows]]
+    ) -> tuple[Mail, list[Stage], list[Refusal]]:
+        """All hosts' work, begun again where one is lost; and who was.
+
+        Raises:
+            LichenError: if a host is lost as often as this is tried, what it said last.
+        """
+        lost = list[Refusal]()
+        while True:
+            stages = self._jobs(state, settings, seed)
+            try:
+                return self._go(engine, stages, steps), stages, lost
+            except _LostError as error:
+                lost.append(error.refusal)
+                if len(lost) >= self.tries:
+                    raise error.refusal.error() from None
+
+    def _go(self, engine: Engine, stages: list[Stage], steps: Sequence[Sequence[Rows]]) -> Mail:
         """Bring every output to the neighbour that waits for it, until all hosts have come to their end."""
-        mail = Mail(steps, self.clip, [sorted(stage.job.shared.trainable) for stage in stages], losses)
+        mail = Mail(steps, self.clip, [sorted(stage.job.shared.trainable) for stage in stages])
         numbers = {engine.submit(stage.job): place for place, stage in enumerate(stages)}
         try:
             while any(stage.end is None for stage in stages):
@@ -230,13 +228,7 @@ class Pipeline:
         finally:
             for number in numbers:
                 engine.cancel(number)
-        wall, sums = max(stage.then for stage in stages), {"loss_sum": 0.0, "count": 0.0}
-        last = stages[-1].end
-        assert last is not None
-        sums = {name: float(last.metrics[name][0]) for name in sums}
-        busy = sum(stage.busy for stage in stages)
-        metrics = {"loss": sums["loss_sum"] / max(sums["count"], 1.0), "busy": busy, "pace": wall}
-        return stages, {**metrics, "idle": 1 - busy / (len(stages) * wall) if wall else 0.0}
+        return mail
 
     def _receive(self, place: int, stages: Sequence[Stage], reply: Reply, mail: Mail) -> None:
         """Take what a host says.
@@ -268,3 +260,12 @@ class Pipeline:
         stage.questions += 1
         mail.put(place, step, turn, message, stage.then)
         stage.want, stage.waits = None if turn.wants is None else (step, turn.wants), True
+
+
+def _metrics(stages: Sequence[Stage]) -> dict[str, float]:
+    """The loss of a round, and how long hosts worked and waited."""
+    last, pace, busy = stages[-1].end, max(stage.then for stage in stages), sum(stage.busy for stage in stages)
+    assert last is not None
+    loss_sum, count = (float(last.metrics[name][0]) for name in ("loss_sum", "count"))
+    idle = 1 - busy / (len(stages) * pace) if pace else 0.0
+    return {"loss": loss_sum / max(count, 1.0), "busy": busy, "pace": pace, "idle": idle}

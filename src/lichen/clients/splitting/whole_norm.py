@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lichen.clients.training.optimize import factor_of_squares
 from lichen.core.tree import Tree
 
 __all__ = ["cut_to_norm", "squares"]
@@ -43,6 +44,5 @@ def cut_to_norm(grads_C: Tree, max_norm: float, mine_CP: Tensor, names: Sequence
     """
     every = dict(zip(sorted(grads_C), mine_CP[0], strict=True))
     every |= dict(zip(sorted(names), theirs_CP[0].cpu(), strict=True))
-    norm = float(sum((every[name] for name in sorted(every)), torch.zeros(())).sqrt())
-    factor = min(1.0, max_norm / (norm + 1e-6))
-    return {name: x * torch.tensor(factor, dtype=torch.float64).to(x) for name, x in grads_C.items()}
+    factor = torch.tensor(factor_of_squares(every, max_norm), dtype=torch.float64)
+    return {name: x * factor.to(x) for name, x in grads_C.items()}

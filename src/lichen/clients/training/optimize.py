@@ -223,8 +223,22 @@ def clip_C(grads_C: Mapping[str, Tensor], max_norm: float, *, exact: bool = True
         norms_TC = torch.stack([torch.linalg.vector_norm(x.flatten(1), dim=1) for x in grads_C.values()])
         cut_C = (max_norm / (torch.linalg.vector_norm(norms_TC, dim=0) + 1e-6)).clamp(max=1)
         return {name: x * _column(cut_C, x) for name, x in grads_C.items()}
-    factor_C = [min(1.0, max_norm / (norm + 1e-6)) for norm in trees.norm_C(grads_C).tolist()]
+    factor_C = [_factor(norm, max_norm) for norm in trees.norm_C(grads_C).tolist()]
     return {name: x * _per_client(factor_C, x) for name, x in grads_C.items()}
+
+
+def factor_of_squares(squares: Mapping[str, Tensor], max_norm: float) -> float:
+    """What :func:`clip_C` multiplies a tree by of which only each tensor's squared norm is known, bit for bit.
+
+    Args:
+        squares: Scalars by name, of all sides that hold a part of the tree.
+        max_norm: The most its norm may be.
+    """
+    return _factor(float(sum((squares[name] for name in sorted(squares)), torch.zeros(())).sqrt()), max_norm)
+
+
+def _factor(norm: float, max_norm: float) -> float:
+    return min(1.0, max_norm / (norm + 1e-6))
 
 
 def lr_factor(schedule: Schedule, step: int, total: int, *, warmup: int = 0) -> float:
