@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from lichen.clients.pipeline import host
+from lichen.clients.pipeline.host import PipelineHost
 from lichen.clients.pipeline.schedule import Op, bubble, most_in_flight, turns_of
 from lichen.core.errors import LichenError
 from lichen.core.replies import Reply
 from lichen.core.tree import stack
 from lichen.data.batches.shards import EvalSource
 from support.pieces import whole_of
-from support.pipelines import CLIENTS, here, one_process, pipeline_of, start_of, texts
+from support.pipelines import CLIENTS, STEPS, here, one_process, pipeline_of, start_of, texts
 
 SEEDS = (11, 12, 13)
 
@@ -122,11 +125,28 @@ def test_every_micro_batch_goes_through_each_host_once_each_way(order: Any) -> N
                 assert sum(turn.gives is not None for turn in scoring) == micro
 
 
-def test_the_virtual_clock_finds_the_bubble(tmp_path: Path) -> None:
-    for micro in (1, 4):
-        pipeline = pipeline_of("llama", (1, 2), micro=micro)
-        reports = trained(pipeline, here(pipeline, tmp_path), "llama")[1]
-        for report in reports:
-            assert 0 < report.metrics["busy"] <= 3 * report.metrics["pace"]
-            assert 0 < report.metrics["idle"] < 1
-    assert bubble(3, 1) > bubble(3, 4)
+@pytest.mark.parametrize("order", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("micro", [1, 2, 5])
+def test_hosts_wait_as_the_formula_says_where_all_takes_equally_long(
+    order: Any, micro: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, backward, clock = 1.0, 2.0, [0.0]
+
+    def ticking(name: str, seconds: float) -> None:
+        plain = getattr(PipelineHost, name)
+
+        def slow(*some: Any, **more: Any) -> Any:
+            clock[0] += seconds
+            return plain(*some, **more)
+
+        monkeypatch.setattr(PipelineHost, name, slow)
+
+    ticking("_forward", forward)
+    ticking("_backward", backward)
+    monkeypatch.setattr(host, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    pipeline = replace(pipeline_of("llama", (1, 2), micro=micro, order=order), valid_every=3)
+    _, report = pipeline.round(pipeline.init(start_of("llama")), here(pipeline, tmp_path), SEEDS[0])
+    one_way = STEPS * (forward + backward)
+    assert report.metrics["busy"] == 3 * micro * one_way
+    assert report.metrics["pace"] == (micro + 2) * one_way
+    assert report.metrics["idle"] == pytest.approx(bubble(3, micro))

@@ -156,6 +156,7 @@ def test_a_host_that_is_killed_is_replaced_and_costs_no_byte(
         ({"compare": {"baselines": ["base", "pooled"]}}, "compare.baselines"),
         ({"federation": {"server": {"momentum": 0.5}}}, "federation.server.momentum"),
         ({"wire": {"up": ["int8"]}}, "wire.up"),
+        ({"engine": {"packing": False}}, "engine.packing"),
         ({"pipeline": {"parts": [1, 1, 1]}}, "pipeline.parts"),
         ({"pipeline": {"hosts": 1}}, "pipeline.hosts"),
     ],

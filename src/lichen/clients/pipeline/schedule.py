@@ -11,7 +11,7 @@ References:
     NeurIPS 2019. https://arxiv.org/abs/1811.06965
     Deepak Narayanan, Aaron Harlap, Amar Phanishayee, Vivek Seshadri, Nikhil R. Devanur, Gregory R. Ganger, Phillip B.
     Gibbons and Matei Zaharia. "PipeDream: Generalized Pipeline Parallelism for DNN Training." SOSP 2019.
-    https://arxiv.org/abs/1806.03377 (1F1B)
+    https://doi.org/10.1145/3341301.3359646 (1F1B)
 
 Legend: S hosts, M micro-batches.
 """

@@ -21,6 +21,7 @@ from lichen.core.contracts.client import ClientTask
 from lichen.core.seeds import derive
 from lichen.core.wire.shared import Shared
 from lichen.data.sources.catalog import resolve_model
+from lichen.models.adapters.kind import Spec
 from lichen.models.adapters.wrap import wrap
 from lichen.models.causal_cohort import CausalCohort
 from lichen.models.loading.dtypes import dtype_of
@@ -91,10 +92,14 @@ class Hosts:
         return "hosts hold " + ", ".join(f"{blocks} blocks ({share:.0%} of the model)" for blocks, share in each)
 
     @cached_property
+    def spec(self) -> Spec:
+        """What of the whole model is trained."""
+        return spec_of(self.recipe, self.structure)
+
+    @cached_property
     def start(self) -> Shared:
         """What training begins from: the whole's adapter, drawn by names."""
-        spec = spec_of(self.recipe, self.structure)
-        return Shared(wrap(self.structure, spec).init(derive(self.recipe.seed, "init")))
+        return Shared(wrap(self.structure, self.spec).init(derive(self.recipe.seed, "init")))
 
     @property
     def base(self) -> str:
@@ -107,8 +112,7 @@ class Hosts:
         found = []
         for start, stop in spans_of(self.parts):
             piece = carve(self.structure, start, stop)
-            spec = spec_within(spec_of(self.recipe, self.structure), self.structure, piece)
-            found.append(frozenset(wrap(piece, spec, bare=True).init(0)))
+            found.append(frozenset(wrap(piece, spec_within(self.spec, self.structure, piece), bare=True).init(0)))
         return tuple(found)
 
     @cached_property
@@ -118,17 +122,15 @@ class Hosts:
     def piece(self, stage: int) -> Any:
         """The cohort of a host's piece, loaded when it is first asked for."""
         if stage not in self._loaded:
-            recipe, (start, stop) = self.recipe, spans_of(self.parts)[stage]
-            section = recipe.model
+            section, (start, stop) = self.recipe.model, spans_of(self.parts)[stage]
             model = load_piece(self._source, start, stop, dtype=section.dtype, device=section.device)
-            spec, name = spec_within(spec_of(recipe, self.structure), self.structure, model), str(section.name)
-            last = stage == len(self.parts) - 1
+            spec, name = spec_within(self.spec, self.structure, model), str(section.name)
             made: PieceCohort | CausalCohort
-            if last:
+            if stage == len(self.parts) - 1:
                 made = CausalCohort(model, adapter=spec, name=name, reference=True, packed=False)
             else:
                 made = PieceCohort(model, adapter=spec, name=name, reference=True)
-            self._loaded[stage] = made.checkpointed() if recipe.engine.gradient_checkpointing else made
+            self._loaded[stage] = made.checkpointed() if self.recipe.engine.gradient_checkpointing else made
         return self._loaded[stage]
 
     def work(self) -> PipelineHost:

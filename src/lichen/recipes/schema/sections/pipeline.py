@@ -56,7 +56,7 @@ _READ = (
     *("federation.rounds", "federation.clients_per_round", "federation.sampling", "federation.local_steps"),
     *("federation.batch_size", "federation.valid_every", "federation.patience"),
     *("compare.baselines", "compare.metric", "compare.target"),
-    *("engine.name", "engine.gradient_checkpointing", "engine.packing", "engine.history"),
+    *("engine.name", "engine.gradient_checkpointing", "engine.history"),
 )
 """Keys and sections."""
 
