@@ -3,7 +3,8 @@
 SmolLM2-135M in three pieces, each in a process of its own, on one machine. ``python benchmarks/pipeline.py idle`` takes
 a few steps with 1, 4 and 8 micro-batches: memory of each host, and the share of the time in which hosts wait, from the
 seconds that each says it worked. ``killed`` kills a host in each of ten rounds and compares the adapter with that of an
-undisturbed run. Results lie in ``results/pipeline``; what is there is not run again.
+undisturbed run. ``parts`` says who holds what, and what a process takes that holds nothing yet. Results lie in
+``results/pipeline``; what is there is not run again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator
@@ -19,17 +21,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-import lichen
 from lichen.clients.pipeline.schedule import bubble
-from lichen.core.replies import Reply
-from lichen.recipes.assemble.column import recipe_engine
-from lichen.recipes.tasks.hosts import pipeline as task
 
 RESULTS = Path(__file__).parent / "results" / "pipeline"
 HOSTS, AT = 3, 9
 """Hosts, and the reply of a round at which one of them is killed."""
+
+
+PATIENCE = 120
+"""Seconds in which a process has imported what a host needs."""
 
 
 def recipe_of(micro: int, rounds: int, steps: int, order: str = "1f1b") -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Watched:
         """The hosts', in their order."""
         return [child.process for child in self.inner.sites.children.values()]
 
-    def replies(self, numbers: Collection[int], until: float = float("inf")) -> Iterator[Reply]:
+    def replies(self, numbers: Collection[int], until: float = float("inf")) -> Iterator[Any]:
         """The engine's."""
         for reply in self.inner.replies(numbers, until):
             self.count += 1
@@ -94,6 +94,11 @@ def memory(process: Any) -> int:
 
 def measured(recipe: dict[str, Any], *, kills: bool = False) -> dict[str, Any]:
     """One run: its rounds, its hosts' memory, and the digest of what was learned."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import lichen
+    from lichen.recipes.assemble.column import recipe_engine
+    from lichen.recipes.tasks.hosts import pipeline as task
+
     engines, rounds, begun = list[Watched](), list[dict[str, Any]](), time.perf_counter()
 
     def watched(*some: Any, **more: Any) -> Any:
@@ -144,9 +149,41 @@ def killed() -> None:
     disturbed = stored("killed", lambda: measured(recipe_of(4, 10, 1), kills=True))
     lost = [one["lost"] for one in disturbed["rounds"]]
     same = disturbed["sha256"] == undisturbed["sha256"]
-    print(f"hosts lost by round: {lost}; the same bytes: {same}")
-    print(f"seconds: {undisturbed['seconds']:.0f} undisturbed, {disturbed['seconds']:.0f} disturbed")
+    plain, more = undisturbed["seconds"], disturbed["seconds"]
+    print(f"- hosts lost in each round: {', '.join(map(str, lost))}; the adapter has the same bytes: {same}")
+    print(f"- {plain:.0f} seconds undisturbed, {more:.0f} disturbed, {(more - plain) / sum(lost):.1f} a loss")
+
+
+def held() -> dict[str, Any]:
+    """Blocks and bytes of each host in float32, and the most that a process takes which has only imported."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from lichen.core.children import bound_command, bound_environment
+    from lichen.models.pieces.partition import numbers_of
+    from lichen.recipes.assemble.pieces.hosts import Hosts
+    from lichen.recipes.schema.read import read_recipe
+
+    hosts = Hosts(read_recipe(recipe_of(4, 1, 1)))
+    code = (
+        "import lichen.recipes.sites.node; from transformers import LlamaForCausalLM; print(*open('/proc/self/status'))"
+    )
+    command = bound_command([sys.executable, "-c", code])
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=bound_environment(), timeout=PATIENCE)
+    imported = int(done.stdout.decode().split("VmHWM:")[1].split()[0]) * 1024
+    whole = 4 * numbers_of(hosts.structure)[3]
+    return {"blocks": hosts.parts, "shares": hosts.shares, "whole": whole, "imported": imported}
+
+
+def parts() -> None:
+    """Who holds what."""
+    found = stored("parts", held)
+    whole, each = found["whole"], zip(found["blocks"], found["shares"], strict=True)
+    text = ", ".join(f"{blocks} blocks, {share:.0%} ({whole * share / 1e9:.2f} GB)" for blocks, share in each)
+    print(f"- hosts hold of the model's {whole / 1e9:.2f} GB: {text}")
+    print(f"- a process that has imported what a host needs, and holds nothing yet: {found['imported'] / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":
-    sys.exit({"idle": idle, "killed": killed}[sys.argv[1]]())
+    commands = {"idle": idle, "killed": killed, "parts": parts}
+    if len(sys.argv) != 2 or sys.argv[1] not in commands:
+        sys.exit(f"name one of: {', '.join(commands)}")
+    sys.exit(commands[sys.argv[1]]())

@@ -2,14 +2,17 @@
 
 ``python benchmarks/pipeline_oracle.py`` trains one step of plain SGD of a tiny Llama's adapter in two pieces: by
 :class:`torch.distributed.pipelining.ScheduleGPipe` and ``Schedule1F1B`` between two processes, and by the hosts of
-:mod:`lichen.algorithms.hosts.pipeline`. It prints the largest relative difference of a tensor's gradient.
+:mod:`lichen.algorithms.hosts.pipeline`. It prints the largest relative difference of a tensor's gradient, and keeps it
+in ``results/pipeline``; what is there is not run again.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,6 +39,10 @@ from lichen.models.causal_cohort import CausalCohort
 from lichen.models.pieces.carve import carve, spec_within
 from lichen.models.pieces.piece_cohort import PieceCohort
 from lichen.server.sampling import Everyone
+
+RESULT = Path(__file__).parent / "results" / "pipeline" / "oracle.json"
+PATIENCE = 300
+"""Seconds that torch's processes may take."""
 
 CUT, BLOCKS, ROWS, MICRO, WIDTH = 2, 4, 8, 4, 16
 
@@ -97,14 +104,13 @@ def loss_of(logits: Tensor, ids: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
 
 
-def torchs(rank: int, order: str, port: int, folder: str) -> None:
+def torchs(rank: int, order: str, folder: str) -> None:
     """One process of torch's pipeline; writes its gradients."""
     from torch.distributed import destroy_process_group, init_process_group
     from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
     end_with_parent()
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    init_process_group("gloo", rank=rank, world_size=2)
+    init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     module = Stage(rank)
     stage = PipelineStage(module, rank, 2, torch.device("cpu"))
     kind: Any = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[order]
@@ -141,28 +147,40 @@ def ours(order: Any, folder: Path) -> Tree:
     return {n: (x - state.shared.trainable[n]) * count for n, x in start.items()}
 
 
+def measured(order: str, place: str) -> dict[str, Any]:
+    """How far the two are apart, in one order of the schedule; torch's processes end with this one, and in time."""
+    folder, context = Path(place), multiprocessing.get_context("spawn")
+    both = [context.Process(target=torchs, args=(rank, order, place)) for rank in (0, 1)]
+    until = time.monotonic() + PATIENCE
+    try:
+        for process in both:
+            process.start()
+        for process in both:
+            process.join(max(0.0, until - time.monotonic()))
+    finally:
+        for process in both:
+            if process.pid is not None:
+                process.kill()
+                process.join()
+    if any(process.exitcode for process in both):
+        raise SystemExit(f"{order}: a process of torch's did not end well within {PATIENCE} s")
+    theirs, mine = load_file(folder / "0") | load_file(folder / "1"), ours(order, folder / "state")
+    off = max(float((mine[n] - theirs[n]).norm() / theirs[n].norm()) for n in theirs)
+    return {"tensors": len(theirs), "largest": off}
+
+
 def main() -> None:
     """Print the largest difference for each schedule."""
-    os.environ |= bound_environment()
-    for place, order in enumerate(("gpipe", "1f1b")):
-        with TemporaryDirectory() as folder:
-            context = multiprocessing.get_context("spawn")
-            port = 29500 + os.getpid() % 1000 + place
-            both = [context.Process(target=torchs, args=(rank, order, port, folder)) for rank in (0, 1)]
-            for process in both:
-                process.start()
-            try:
-                for process in both:
-                    process.join(300)
-            finally:
-                for process in both:
-                    process.kill()
-            if any(process.exitcode for process in both):
-                raise SystemExit(f"{order}: a process of torch's did not end well within 300 s")
-            theirs = load_file(Path(folder) / "0") | load_file(Path(folder) / "1")
-            mine = ours(order, Path(folder) / "state")
-        off = max(float((mine[n] - theirs[n]).norm() / theirs[n].norm()) for n in theirs)
-        print(f"{order}: {len(theirs)} tensors, largest relative difference of a gradient {off:.1e}", flush=True)
+    if not RESULT.exists():
+        os.environ |= bound_environment()
+        found = {}
+        for order in ("gpipe", "1f1b"):
+            with TemporaryDirectory() as folder:
+                found[order] = measured(order, folder)
+        RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for order, one in json.loads(RESULT.read_text(encoding="utf-8")).items():
+        tensors, off = one["tensors"], one["largest"]
+        print(f"- {order}: {tensors} tensors, the largest relative difference of a gradient is {off:.1e}")
 
 
 if __name__ == "__main__":
