@@ -21,10 +21,10 @@ from lichen.models.loading.initial import draw_fresh
 from lichen.models.loading.load import frozen, read_config, read_weights, refuse_missing
 from lichen.models.loading.tokenizer_folder import read_tokenizer
 
-__all__ = ["is_drawn", "load_classifier"]
+__all__ = ["may_lack", "load_classifier"]
 
 
-def is_drawn(model: Any, name: str) -> bool:
+def may_lack(model: Any, name: str) -> bool:
     """Whether a tensor of a classifier may be drawn: it lies outside the base model, or in its pooler."""
     return not name.startswith(f"{model.base_model_prefix}.") or "pooler" in name
 
@@ -85,7 +85,7 @@ def load_classifier(
         ignore_mismatched_sizes=True,
     )
     fresh = {*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])}
-    refuse_missing(fresh, source, allowed=partial(is_drawn, model))
+    refuse_missing(fresh, source, allowed=partial(may_lack, model))
     last = output_layer(model)
     head = random is None and last != "" and f"{last}.weight" not in info["missing_keys"]
     fresh |= {f"{last}.weight", f"{last}.bias"} if anew else set()

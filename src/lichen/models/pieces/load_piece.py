@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lichen.core.errors import LichenError
-from lichen.models.loading.classifier import is_drawn
+from lichen.models.loading.classifier import may_lack
 from lichen.models.loading.dtypes import dtype_of
 from lichen.models.loading.initial import draw_fresh
 from lichen.models.loading.load import LOADING, frozen, read_config, refuse_missing
@@ -124,7 +124,7 @@ def load_piece(
                 )
             refuse_not_finite([(name, x)], where=str(source), fix="fetch or save the weights again")
         layer.register_parameter(name.rpartition(".")[2], nn.Parameter(x, requires_grad=False))
-    refuse_missing(lacking, source, allowed=lambda name: classes is not None and is_drawn(piece, name))
+    refuse_missing(lacking, source, allowed=lambda name: classes is not None and may_lack(piece, name))
     draw_fresh(piece, lacking, seed)
     bare = [name for name, x in piece.named_buffers() if x.is_meta]
     if bare:
