@@ -21,7 +21,7 @@ from lichen.models.loading.initial import draw_fresh
 from lichen.models.loading.load import frozen, read_config, read_weights, refuse_missing
 from lichen.models.loading.tokenizer_folder import read_tokenizer
 
-__all__ = ["may_lack", "load_classifier"]
+__all__ = ["load_classifier", "may_lack"]
 
 
 def may_lack(model: Any, name: str) -> bool:
