@@ -62,9 +62,8 @@ SET = {
     ("models/adapters/quantized.py", "parent"),  # a layer of transformers' model gets another in its place
     ("models/adapters/ends/end_blocks.py", "model"),
     ("models/adapters/whole_layers.py", "model"),
-    ("models/loading/initial.py", "model.config"),
+    ("models/loading/initial.py", "config"),
     ("models/loading/span.py", "model"),
-    ("models/pieces/carve.py", "part"),
     ("models/packing/position_table.py", "layer"),
     ("models/peft/merge.py", "layer"),
 }
