@@ -159,6 +159,7 @@ def test_a_host_that_is_killed_is_replaced_and_costs_no_byte(
         ({"engine": {"packing": False}}, "engine.packing"),
         ({"pipeline": {"parts": [1, 1, 1]}}, "pipeline.parts"),
         ({"pipeline": {"hosts": 1}}, "pipeline.hosts"),
+        ({"pipeline": {"micro": 1000000}}, "pipeline.micro"),
     ],
 )
 def test_what_hosts_do_not_read_is_refused(home: Path, more: dict[str, Any], where: str) -> None:

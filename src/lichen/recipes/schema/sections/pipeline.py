@@ -23,7 +23,7 @@ class PipelineConfig(Section):
         description="hosts; each loads consecutive blocks, the first the embeddings too, the last the head",
         examples=[3],
     )
-    micro: Positive = Field(
+    micro: Annotated[int, Field(ge=1, le=256)] = Field(
         default=4, description="micro-batches that a step's rows are cut into; more of them leave hosts waiting less"
     )
     schedule: Literal["gpipe", "1f1b"] = Field(
