@@ -127,7 +127,7 @@ def test_each_failure_has_its_cause(running: Running) -> None:
 
 
 def test_who_waits_for_a_site_that_dies_is_told(running: Running) -> None:
-    os.kill(running.pid("north"), signal.SIGSTOP)
+    stop(running.pid("north"))
     caught = list[SiteError]()
     thread = threading.Thread(target=lambda: caught.append(failure(running, "north", "echo", within=60)))
     thread.start()
