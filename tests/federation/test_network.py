@@ -257,7 +257,7 @@ def test_a_site_answers_nobody_but_the_server(monkeypatch: pytest.MonkeyPatch, t
 
     from lichen.federation.component import Site
 
-    for name, value in {"DOOR": str(tmp_path / "door"), "INSTANCE": "one", "VERSIONS": '{"lichen": "1"}'}.items():
+    for name, value in {"DOOR": str(tmp_path / "door"), "INSTANCE": "one", "VERSIONS": "{}", "PATIENCE": "9"}.items():
         monkeypatch.setenv(f"LICHEN_{name}", value)
     context = MagicMock()
     Site().handle_event(EventType.SYSTEM_BOOTSTRAP, context)

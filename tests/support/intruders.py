@@ -73,8 +73,11 @@ def read_by_all(net: Trial, outside: dict[str, Any]) -> dict[str, str]:
 
 
 def _back(server: Path) -> None:
-    """Wait until hospital-a has its connection back, which the kit that was carried away has taken."""
-    sites, end = DoorSites(door_of(server)), time.monotonic() + 40
+    """Wait until hospital-a has its connection back, which the kit that was carried away has taken.
+
+    Where the server has forgotten it, the site sees that after a while, and connects anew.
+    """
+    sites, end = DoorSites(door_of(server)), time.monotonic() + 90
     while True:
         with suppress(SiteError):
             ask_long(sites, "hospital-a", STATUS, b"", 2)

@@ -4,7 +4,7 @@ They are named in a kit's ``local/resources.json`` and live in NVFlare's parent 
 talk over a channel of their own, whose messages carry the name that certificates prove. A message goes as a whole: of
 what NVFlare streams, it keeps every answer for a minute. Every start of a site's own process has an ``instance``: while
 the server hears one, it refuses another of that name, and one that was silent for long and has been replaced must end.
-Nothing here needs torch.
+A site that the server has not looked at for long ends, to connect anew. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -201,6 +201,8 @@ class Site(FLComponent):  # type: ignore[misc]
         self._door = Path(os.environ["LICHEN_DOOR"])
         self._instance = os.environ["LICHEN_INSTANCE"]
         self._versions: dict[str, str] = json.loads(os.environ["LICHEN_VERSIONS"])
+        self._patience = int(os.environ["LICHEN_PATIENCE"])
+        self._unheard = 0  # seconds of this process: those in which it was stopped do not count
         self._joined = False
         self._pool = ThreadPoolExecutor(16)
 
@@ -214,6 +216,18 @@ class Site(FLComponent):  # type: ignore[misc]
             self._joined = True
             call(self._door, {"op": "joined"}, within=10)
             threading.Thread(target=self._leave, daemon=True).start()
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        """End where the server is unheard: NVFlare may think a connection good that the server has lost.
+
+        A second process of a kit can bring that about: where it goes just as the first one connects again, the server
+        forgets the first one's new connection, and neither end looks again.
+        """
+        while self._unheard < self._patience:
+            time.sleep(1.0)
+            self._unheard += 1
+        os._exit(ENDED["unheard"])
 
     def _leave(self) -> None:
         """Wait until Lichen's process ends; say goodbye, and end with it."""
@@ -230,6 +244,7 @@ class Site(FLComponent):  # type: ignore[misc]
         """A message, or None if it comes later: NVFlare's threads wait for nobody."""
         if message.get_header(MessageHeaderKey.ORIGIN) != SERVER:
             return _message(refusal("refused", LichenError("answers the server only", where="site")))
+        self._unheard = 0
         try:
             head, body = open_parcel(bytes(message.payload))
         except (LichenError, TypeError) as error:

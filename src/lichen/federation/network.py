@@ -29,6 +29,9 @@ __all__ = ["NetworkSites", "SiteEnd"]
 _START = 60.0
 """Seconds that the server's process may take to open its door."""
 
+_PATIENCE = 15
+"""Seconds without a word of the server after which a site connects anew; the server looks every two."""
+
 _GOODBYE = 4.0
 """Seconds that a site's process has to say goodbye."""
 
@@ -136,6 +139,7 @@ class SiteEnd:
             environment = {
                 "LICHEN_DOOR": str(place / "door"),
                 "LICHEN_INSTANCE": self.instance,
+                "LICHEN_PATIENCE": str(_PATIENCE),
                 "LICHEN_VERSIONS": json.dumps({**_versions(), **(versions or {})}),
             }
             self.parent = Parent(kit, environment, say=say)

@@ -129,7 +129,9 @@ class Parent:
                     self.fault = _last_words(self._kit, code)
                 if self.fault is not None:
                     return
-                self._say(f"{self._kit.name}: NVFlare's process ended with code {code}, and is started again")
+                unheard = code == ENDED["unheard"]
+                died = f"NVFlare's process ended with code {code}, and is started again"
+                self._say(f"{self._kit.name}: {'the server is unheard; connects anew' if unheard else died}")
                 self._closing.wait(_AGAIN)
         except LichenError as error:
             self.fault = error

@@ -30,8 +30,8 @@ CURRENT = "current.json"
 _RUN = re.compile(r"[0-9a-f]{16}")
 """How a run is named; it names a folder."""
 
-ENDED = {"barred": 41, "replaced": 42, "stopped": 43}
-"""Exit codes of an NVFlare process: the server has sent it away, or its person has ended it."""
+ENDED = {"barred": 41, "replaced": 42, "stopped": 43, "unheard": 44}
+"""Exit codes of an NVFlare process: the server has sent it away, its person has ended it, or the server is unheard."""
 
 CLOSED = (
     *("submit_job", "clone_job", "manage_job", "download_job", "operate", "shell_commands", "byoc"),
