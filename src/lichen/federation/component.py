@@ -25,6 +25,7 @@ from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_exception import NotAuthenticated
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.cellnet.utils import new_cell_message
+from nvflare.fuel.f3.endpoint import Endpoint, EndpointMonitor, EndpointState
 
 from lichen.core.errors import LichenError
 from lichen.federation.door import LOOK, Bytes, Door, Head, call, open_parcel, parcel, refusal
@@ -47,6 +48,19 @@ AT_ONCE = 256
 
 def _message(head: Head, body: Bytes = b"") -> Any:
     return new_cell_message({MessageHeaderKey.RETURN_CODE: ReturnCode.OK}, parcel(head, body))
+
+
+@final
+class _Hangups(EndpointMonitor):  # type: ignore[misc]
+    """Sees a connection end at once: a site that was killed and started again is let in, and no second one of it."""
+
+    def __init__(self, presence: Presence) -> None:
+        self._presence = presence
+
+    def state_change(self, endpoint: Endpoint) -> None:
+        """NVFlare's."""
+        if endpoint.state == EndpointState.DISCONNECTED:
+            self._presence.lost(endpoint.name, time.time())
 
 
 @final
@@ -75,6 +89,7 @@ class Coordinator(FLComponent):  # type: ignore[misc]
             threading.Thread(target=self._look, daemon=True).start()
             core = self._engine.get_cell().core_cell
             core.register_request_cb(channel=CHANNEL, topic="bye", cb=self._bye)
+            core.communicator.register_monitor(_Hangups(self._presence))
         elif event_type == EventType.CLIENT_REGISTER_RECEIVED:
             self._check_instance(fl_ctx.get_peer_context())
 
