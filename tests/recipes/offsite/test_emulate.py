@@ -61,7 +61,8 @@ def test_nothing_but_the_middle_differs_from_what_is_dropped(there: Path, how: s
 def test_distillation_brings_hidden_states_nearer_and_says_so(there: Path) -> None:
     about = read_manifest(there / "distil").provenance
     assert about["after"]["distance"] < 0.7 * about["before"]["distance"]
-    assert about["public"] == str(there / "text.jsonl")
+    assert (about["model"], about["public"]) == ("model", "text.jsonl")
+    assert str(there) not in (there / "distil" / "emulator.json").read_text()
     assert "margin" not in about
     model, emulator = (load_causal(there / name)[0] for name in ("model", "distil"))
     rows = [list(range(6, 46))]

@@ -108,7 +108,7 @@ def emulate(
     owner = open_owner_model(local_folder(model, say=say), where="MODEL")
     middle = stride(owner.blocks, both, layers)
     say(f"{owner.blocks} blocks: the first {both[0]} and last {both[1]}, and {layers} of those between")
-    about: dict[str, Any] = {"model": model, "lichen": __version__}
+    about: dict[str, Any] = {"model": _public_name(model), "lichen": __version__}
     changed: Tree = {}
     part = out.with_name(f"{out.name}.part")
     if how == "low-rank":
@@ -122,6 +122,11 @@ def emulate(
         share(draft)
     shutil.rmtree(part, ignore_errors=True)
     return manifest
+
+
+def _public_name(name: str) -> str:
+    """A name for whoever gets the folder: of a path of this machine the last part alone."""
+    return Path(name).name if Path(name).expanduser().exists() or Path(name).is_absolute() else name
 
 
 def _pair(text: str) -> tuple[int, int]:
@@ -197,7 +202,12 @@ def _trained(
     train_middle(model, emulator, rows, plan, state=part / "state.safetensors", say=say)
     after = measure(model, emulator, others, plan)
     say(f"after: {after}")
-    about = {**asdict(training), "tokens_a_row": len(rows[0]), "rows_in_all": len(rows)}
+    about = {
+        **asdict(training),
+        "public": _public_name(training.public),
+        "tokens_a_row": len(rows[0]),
+        "rows_in_all": len(rows),
+    }
     about |= {"before": asdict(before), "after": asdict(after)}
     about = {key: value for key, value in about.items() if key != "margin" or how == "raised"}
     return _under_file_names(middle_tensors(emulator, ends), folder_tensors(first)), about
