@@ -3,8 +3,8 @@
 SmolLM2-135M in three pieces, each in a process of its own, on one machine. ``python benchmarks/pipeline.py idle`` takes
 a few steps with 1, 4 and 8 micro-batches: memory of each host, and the share of the time in which hosts wait, from the
 seconds that each says it worked. ``killed`` kills a host in each of ten rounds and compares the adapter with that of an
-undisturbed run. ``parts`` says who holds what, and what a process takes that holds nothing yet. Results lie in
-``results/pipeline``; what is there is not run again.
+undisturbed run. ``parts`` says who holds what, and what a process takes that holds nothing yet. ``writing`` lets hosts
+write, without and with a delay. Results lie in ``results/pipeline``; what is there is not run again.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ RESULTS = Path(__file__).parent / "results" / "pipeline"
 HOSTS, AT = 3, 9
 """Hosts, and the reply of a round at which one of them is killed."""
 
+
+QUESTION, TOKENS = "What did you do this weekend?", 48
+"""What hosts are asked, and how many tokens they write."""
 
 PATIENCE = 120
 """Seconds in which a process has imported what a host needs."""
@@ -182,8 +185,38 @@ def parts() -> None:
     print(f"- a process that has imported what a host needs, and holds nothing yet: {found['imported'] / 1e9:.2f} GB")
 
 
+def written() -> dict[str, Any]:
+    """Tokens a second of one process and of hosts, in turn, in one run."""
+    import lichen
+    from lichen.recipes.artifacts.sampling import ask_ids
+    from lichen.recipes.artifacts.use.finished import open_models
+    from lichen.recipes.local.hosts.talk import time_over_hosts
+    from lichen.recipes.local.next_logits import LocalLogits
+
+    with TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        lichen.run({**recipe_of(4, 1, 1), "pipeline": None, "engine": {}}, out=run)
+        paces, memory = time_over_hosts(run, HOSTS, QUESTION, tokens=TOKENS, delays=(0.0, 0.01, 0.05, 0.0))
+        recipe, _, model, tokenizer = open_models(run)
+        ids, logits, begun = ask_ids(tokenizer, recipe.data.form, QUESTION), LocalLogits(model), 0.0
+        for _ in range(TOKENS):
+            ids.append(int(logits(ids).argmax()))
+            begun = begun or time.perf_counter()
+        alone = (TOKENS - 1) / (time.perf_counter() - begun)
+    return {"alone": alone, "delays": [[p.delay, p.tokens_per_second] for p in paces], "memory": memory}
+
+
+def writing() -> None:
+    """How fast hosts write."""
+    found = stored("writing", written)
+    print("| | tokens a second |\n|---|---:|")
+    print(f"| one process with the whole model | {found['alone']:.1f} |")
+    for delay, rate in found["delays"]:
+        print(f"| {HOSTS} hosts, {1000 * delay:g} ms to each and back | {rate:.1f} |")
+
+
 if __name__ == "__main__":
-    commands = {"idle": idle, "killed": killed, "parts": parts}
+    commands = {"idle": idle, "killed": killed, "parts": parts, "writing": writing}
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         sys.exit(f"name one of: {', '.join(commands)}")
     sys.exit(commands[sys.argv[1]]())

@@ -125,6 +125,7 @@ def test_the_commands_and_their_flags_are_pinned() -> None:
         "export",
         "cache",
         "node",
+        "piece",
         "rank",
     ):
         found = cli.app[command].assemble_argument_collection(default_parameter=cli.app.default_parameter)
@@ -142,8 +143,8 @@ def test_the_commands_and_their_flags_are_pinned() -> None:
         "run": ["--json", "--out", "--quiet", "--resume", "--set", "-s", "RECIPE"],
         "compare": ["--json", "--minutes", "--only", "--out", "--quiet", "--seeds", "--set", "-s", "RECIPES"],
         "try": [
-            *("--delay", "--max-new-tokens", "--model", "--proxy", "--repetition-penalty", "--seed", "--temperature"),
-            *("--time", "--top-p"),
+            *("--delay", "--hosts", "--max-new-tokens", "--model", "--proxy", "--repetition-penalty", "--seed"),
+            *("--temperature", "--time", "--top-p"),
             "FOLDER",
             "TEXTS",
         ],
@@ -151,6 +152,7 @@ def test_the_commands_and_their_flags_are_pinned() -> None:
         "export": ["--bits", "--client", "--gate", "--gguf", "--merge", "--out", "--quantize", "--student", "FOLDER"],
         "cache": ["--clear", "--json", "--verify", "--yes"],
         "node": ["--data", "--recipe", "--state"],
+        "piece": ["--host", "--hosts", "FOLDER"],
         "rank": ["FOLDER"],
     }
 

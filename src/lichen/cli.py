@@ -28,7 +28,7 @@ from lichen.cli_look import fetch_command, list_command, report_command, try_com
 from lichen.cli_offsite import emulate_command, plug_command
 from lichen.cli_owners import claim_command, fingerprint_command, pay_command
 from lichen.cli_rebase import rebase_command
-from lichen.cli_run import node_command, plan_command, rank_command, run_command
+from lichen.cli_run import node_command, piece_command, plan_command, rank_command, run_command
 from lichen.cli_serve import join_command, serve_command, status_command, stop_command, submit_command
 from lichen.cli_verify import verify_command
 from lichen.cli_withdraw import withdraw_command
@@ -81,6 +81,7 @@ for _name, _command in _COMMANDS.items():
 app.command(federation_app)
 app.command(node_command, name="node", show=False)
 app.command(rank_command, name="rank", show=False)
+app.command(piece_command, name="piece", show=False)
 
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from lichen.serving.contract import ServedModel
 
-__all__ = ["serve_model", "time_model", "try_model"]
+__all__ = ["serve_model", "time_hosts", "time_model", "try_model"]
 
 _QUESTION = "Tell me a short story about a lighthouse."
 
@@ -151,4 +151,35 @@ def time_model(path: Path, text: str | None, *, delay: float | None, tokens: int
         table.add_row(pace.way, f"{first:.0f} ms", rate, f"{whole:.2f} s", f"{cpu:.2f} s", energy)
     load, memory = f"{found.load_seconds:.1f} s", bytes_text(found.resident_bytes)
     say(f"{model.name} ({found.kind}): loaded in {load}, {memory} resident, {found.paces[0].tokens} tokens an answer")
+    show(table)
+
+
+def time_hosts(folder: Path, hosts: int, text: str | None, *, delay: float | None, tokens: int | None) -> None:
+    """Print how fast hosts that hold a piece of a run's model each write, without and with a stated delay.
+
+    Args:
+        folder: A finished run.
+        hosts: How many.
+        text: What to ask.
+        delay: Seconds that a question to a host and its answer would take, beside none; none but that if not given.
+        tokens: Tokens written; 32 if not given.
+
+    Raises:
+        LichenError: if the run writes nothing, or its model cannot be dealt out.
+    """
+    from lichen.present.table import new_table
+    from lichen.present.units import bytes_text
+    from lichen.recipes.local.hosts.talk import time_over_hosts
+
+    delays = (0.0,) if not delay else (0.0, delay)
+    with redirect_stdout(sys.stderr):
+        paces, memory = time_over_hosts(
+            folder, hosts, text or _QUESTION, tokens=32 if tokens is None else tokens, delays=delays, say=log
+        )
+    heads = ("first token", "tokens a second")
+    table = new_table(None, "delay to each host and back", *heads, numbers=heads)
+    for pace in paces:
+        rate = "-" if pace.tokens_per_second is None else f"{pace.tokens_per_second:.1f}"
+        table.add_row(f"{1000 * pace.delay:g} ms", f"{1000 * pace.first_seconds:.0f} ms", rate)
+    say(f"{hosts} hosts, resident: {', '.join(map(bytes_text, memory))}")
     show(table)

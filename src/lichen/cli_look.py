@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from lichen.cli_local import time_model, try_model
+from lichen.cli_local import time_hosts, time_model, try_model
 from lichen.core.errors import LichenError
 from lichen.shell import crash_in, log, print_json, say, show
 
@@ -123,6 +123,7 @@ def try_command(
     delay: float | None = None,
     model: str | None = None,
     proxy: str | None = None,
+    hosts: int | None = None,
 ) -> None:
     """Ask the bare model and the run's own the same thing; or a GGUF file, a whole model's folder, or an adapter's.
 
@@ -151,6 +152,9 @@ def try_command(
     proxy
         A larger model with the run's tokenizer (catalog name, folder, hub id, or a file that describes an endpoint): it
         answers by itself, and with what the run changed in the small model's logits added to its own.
+    hosts
+        So many processes answer a run's question together: each loads its own blocks of the model, and none the whole.
+        With --time: how fast they write, with --delay for a question to each host and its answer.
     """
     from lichen.recipes.local.open import form_of
 
@@ -159,6 +163,9 @@ def try_command(
     if proxy is not None and (time or not is_run):
         what = "is not timed" if time else "needs the model before it was tuned, and after: a run's folder"
         raise LichenError(what, where="--proxy", fix="leave it out")
+    if hosts is not None and (proxy is not None or not is_run):
+        what = "the large model is not dealt out" if proxy is not None else "pieces are those of a run's model"
+        raise LichenError(what, where="--hosts", fix="leave it out")
     if time:
         sampling = {"--temperature": temperature, "--top-p": top_p, "--seed": seed, "--repetition-penalty": penalty}
         unused = [key for key, value in sampling.items() if value is not None]
@@ -166,6 +173,8 @@ def try_command(
             what = "the likeliest tokens of one answer are timed"
             raise LichenError(what, where=(unused or ["--time"])[0], fix="leave it out, and ask one thing")
         with crash_in(folder):
+            if hosts is not None:
+                return time_hosts(folder, hosts, texts[0] if texts else None, delay=delay, tokens=max_new_tokens)
             time_model(folder, texts[0] if texts else None, delay=delay, tokens=max_new_tokens, base=model)
         return
     if delay is not None:
@@ -186,30 +195,35 @@ def try_command(
         return
     if model is not None:
         raise LichenError("is for an adapter's folder", where="--model", fix="leave it out")
-    with crash_in(folder), redirect_stdout(sys.stderr):
-        from lichen.recipes import run as run_module
-
-        ask = run_module.talk
-        if proxy is not None:
-            from lichen.recipes.local.proxy_talk import talk_by_proxy
-
-            ask = partial(talk_by_proxy, proxy=proxy, say=log)
-        talker = ask(
-            folder,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-        )
-    width = max(map(len, talker.names)) + 1
-    if talker.settings:
-        log(f"asked: {talker.settings}")
-    for text in texts or _lines():
+    with ExitStack() as stack:
         with crash_in(folder), redirect_stdout(sys.stderr):
-            answers = talker.answer(text)
-        lines = (f"{name + ':':{width}} {one}\n" for name, one in zip(talker.names, answers, strict=True))
-        say("".join(lines))
+            from lichen.recipes import run as run_module
+
+            ask = run_module.talk
+            if proxy is not None:
+                from lichen.recipes.local.proxy_talk import talk_by_proxy
+
+                ask = partial(talk_by_proxy, proxy=proxy, say=log)
+            elif hosts is not None:
+                from lichen.recipes.local.hosts.talk import talk_over_hosts
+
+                ask = lambda run, **more: stack.enter_context(talk_over_hosts(run, hosts, say=log, **more))  # noqa: E731
+            talker = ask(
+                folder,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                repetition_penalty=repetition_penalty,
+                seed=seed,
+            )
+        width = max(map(len, talker.names)) + 1
+        if talker.settings:
+            log(f"asked: {talker.settings}")
+        for text in texts or _lines():
+            with crash_in(folder), redirect_stdout(sys.stderr):
+                answers = talker.answer(text)
+            lines = (f"{name + ':':{width}} {one}\n" for name, one in zip(talker.names, answers, strict=True))
+            say("".join(lines))
 
 
 def _lines() -> Iterable[str]:

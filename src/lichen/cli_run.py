@@ -1,4 +1,4 @@
-"""The commands that train: run, plan, and node and rank, which a run's engine starts by itself.
+"""The commands that train: run, plan, and node, rank and piece, which are started by others.
 
 Nothing heavy is imported until a command needs it.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 NOTHING_LEARNED = 3
 """Exit code of a run whose numbers are there, but of a model that no client has trained."""
 
-__all__ = ["node_command", "plan_command", "rank_command", "run_command", "run_recipe"]
+__all__ = ["node_command", "piece_command", "plan_command", "rank_command", "run_command", "run_recipe"]
 
 
 def run_command(
@@ -283,6 +283,13 @@ def node_command(*, recipe: Path, state: Path, data: Path | None = None) -> None
     from lichen.recipes import run as run_module
 
     run_module.run_node(recipe, state, data)
+
+
+def piece_command(folder: Path, /, *, host: int, hosts: int) -> None:
+    """Be one of the hosts that write together; started by `lichen try` itself."""
+    from lichen.recipes.local.hosts.piece_process import run_piece
+
+    run_piece(folder, host, hosts)
 
 
 def rank_command(folder: Path, /) -> None:
