@@ -36,6 +36,16 @@ RECIPES: dict[str, tuple[str, ...]] = {
         "federation.valid_every=2",
         "optimizer.grid_rounds=1",
     ),
+    "chat-demo split": (
+        "data.max_clients=4",
+        "data.test_rows=6",
+        "federation.rounds=2",
+        "federation.clients_per_round=4",
+        "federation.local_steps=2",
+        "federation.valid_every=2",
+        "split.client={first: 2, last: 1}",
+        "compare.baselines=[base]",
+    ),
 }
 """What is planned and run, with the keys that make it short."""
 
@@ -51,7 +61,7 @@ def lichen(*words: str) -> tuple[dict[str, Any], float]:
 
 def compared(recipe: str, settings: tuple[str, ...]) -> list[tuple[str, float, float]]:
     """``(what, planned, actual)`` of one recipe, and what planning took of the run's time."""
-    words = [recipe, *(word for setting in settings for word in ("-s", setting))]
+    words = [recipe.split()[0], *(word for setting in settings for word in ("-s", setting))]
     plan, took = lichen("plan", *words)
     with tempfile.TemporaryDirectory(prefix="lichen-plan-benchmark-") as folder:
         run, _ = lichen("run", *words, "--quiet", "--out", str(Path(folder) / "run"))
