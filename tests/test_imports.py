@@ -32,6 +32,7 @@ FLOORS = (
         "cli_federation",
         "cli_forget",
         "cli_init",
+        "cli_join",
         "cli_look",
         "cli_offsite",
         "cli_rebase",

@@ -24,12 +24,13 @@ from lichen.cli_export import export_command
 from lichen.cli_federation import federation_app
 from lichen.cli_forget import forget_command
 from lichen.cli_init import init_command
+from lichen.cli_join import join_command, worker_command
 from lichen.cli_look import fetch_command, list_command, report_command, try_command
 from lichen.cli_offsite import emulate_command, plug_command
 from lichen.cli_owners import claim_command, fingerprint_command, pay_command
 from lichen.cli_rebase import rebase_command
 from lichen.cli_run import node_command, piece_command, plan_command, rank_command, run_command
-from lichen.cli_serve import join_command, serve_command, status_command, stop_command, submit_command
+from lichen.cli_serve import serve_command, status_command, stop_command, submit_command
 from lichen.cli_verify import verify_command
 from lichen.cli_withdraw import withdraw_command
 from lichen.core.children import end_with_parent
@@ -82,6 +83,7 @@ app.command(federation_app)
 app.command(node_command, name="node", show=False)
 app.command(rank_command, name="rank", show=False)
 app.command(piece_command, name="piece", show=False)
+app.command(worker_command, name="worker", show=False)
 
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",

@@ -1,4 +1,4 @@
-"""The commands of a federation that runs: serve and submit at the coordinator, join at a site, status and stop at both.
+"""The commands of a federation that runs: serve and submit at the coordinator, status and stop at both ends.
 
 ``serve`` also serves a model that lies here.
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lichen.engines.sites import Sites
     from lichen.federation.page import Page
 
-__all__ = ["join_command", "serve_command", "status_command", "stop_command", "submit_command"]
+__all__ = ["serve_command", "status_command", "stop_command", "submit_command"]
 
 _LOOK = 0.5
 """Seconds between two looks at who is there."""
@@ -125,47 +125,6 @@ def _event(site: str, what: str, json: bool) -> None:
         print_json({"time": time.time(), "site": site, "what": what}, line=True)
     else:
         log(f"{site} {what}")
-
-
-def join_command(kit: Path, /, *, data: Path, secret: Path | None = None, json: bool = False) -> None:
-    """Take part in a federation, at a site, with its own rows, until it is stopped.
-
-    Parameters
-    ----------
-    kit
-        The folder of the site's kit.
-    data
-        The site's file or folder of rows; nothing of a row leaves it but what a recipe that its policy allows computes.
-    secret
-        The owner's key of `lichen fingerprint`, to claim models later; of several clients a folder of keys, CLIENT.key
-        each. It never leaves: only its digest is announced.
-    json
-        Print what happens as JSON, a line each, on standard output.
-    """
-    from lichen.federation.joining import check_before
-
-    def report(line: str) -> None:
-        if json:
-            print_json({"time": time.time(), "what": line}, line=True)
-        else:
-            log(line)
-
-    known = check_before(kit, data, secret=secret, say=report)
-
-    from lichen.federation.host import SiteHost
-    from lichen.federation.network import SiteEnd
-
-    host = SiteHost(kit, data, secret=secret, say=report)
-    with SiteEnd(kit, host.answer, say=report, status=host.status) as site:
-        try:
-            while not site.wait(_LOOK) and not site.joined.is_set():
-                pass
-            if site.joined.is_set():
-                report(f"{site.name} is connected with {known.host}:{known.port}, and waits for a recipe")
-            site.wait()
-        finally:
-            host.close()
-    report(f"{site.name} has left")
 
 
 def submit_command(

@@ -62,7 +62,7 @@ def test_a_site_with_a_file_of_no_rows(
 ) -> None:
     if text is not None:
         Path(file).write_text(text, encoding="utf-8")
-    assert line in read(["join", "kit", "--data", file], capsys)
+    assert line in read(["worker", "kit", "--data", file], capsys)
 
 
 def test_which_columns_are_learned_is_for_recipes_to_say(place: Path) -> None:
@@ -79,7 +79,7 @@ def test_which_columns_are_learned_is_for_recipes_to_say(place: Path) -> None:
 
 def test_a_site_with_another_kit_or_policy(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def join(kit: str) -> str:
-        return read(["join", kit, "--data", "rows.jsonl"], capsys)
+        return read(["worker", kit, "--data", "rows.jsonl"], capsys)
 
     assert "trial/server: is the server's kit\n  fix: start it with: lichen serve" in join("trial/server")
     assert "trial: holds no kit\n" in join("trial")

@@ -34,6 +34,7 @@ __all__ = [
     "open_parcel",
     "parcel",
     "refusal",
+    "remove_socket",
     "socket_folder",
 ]
 
@@ -123,13 +124,14 @@ def error_of(head: Head) -> LichenError:
         return LichenError("it does not say why", where="site")
 
 
-def socket_folder(kit: Path) -> Path:
+def socket_folder(kit: Path, name: str = RUN) -> Path:
     """A folder for a socket, new and empty; whoever asks for it removes it.
 
     Args:
         kit: Where it lies, unless that makes the socket's path longer than one can be: then among the temporary files.
+        name: Of the folder.
     """
-    folder = kit.absolute() / RUN
+    folder = kit.absolute() / name
     if folder.is_symlink():  # left by a process that was killed
         folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
@@ -142,9 +144,16 @@ def socket_folder(kit: Path) -> Path:
     return made
 
 
-def door_of(kit: Path) -> Path:
-    """The socket of the process that runs a kit, whether there is one or not."""
-    return (kit.absolute() / RUN).resolve() / "door"
+def door_of(kit: Path, name: str = RUN) -> Path:
+    """The socket of the process that runs a kit, whether there is one or not; ``name`` as in :func:`socket_folder`."""
+    return (kit.absolute() / name).resolve() / "door"
+
+
+def remove_socket(kit: Path, name: str) -> None:
+    """Remove the folder that :func:`socket_folder` made, and the link to it."""
+    folder = kit.absolute() / name
+    shutil.rmtree(folder.resolve(), ignore_errors=True)
+    folder.unlink(missing_ok=True)
 
 
 def _stream(link: socket.socket) -> BinaryIO:

@@ -10,7 +10,7 @@ from lichen.core.visible import clipped
 from lichen.data.sources.entries import CATALOG
 from lichen.data.sources.fetch import fetch_entry
 from lichen.data.sources.files import read_notes
-from lichen.federation.kits.settle import Kit, open_kit
+from lichen.federation.kits.settle import Kit, open_site_kit
 from lichen.federation.leaving.marker import refuse_left
 from lichen.federation.policy.keys import POLICY, digest_of, read_policy
 from lichen.recipes.assemble.sides.fingerprints import read_keys
@@ -38,9 +38,7 @@ def check_before(folder: Path, data: Path, *, secret: Path | None = None, say: C
     Raises:
         LichenError: for the first fault.
     """
-    kit = open_kit(folder)
-    if kit.kind != "site":
-        raise LichenError("is the server's kit", where=str(folder), fix="start it with: lichen serve FOLDER")
+    kit = open_site_kit(folder)
     refuse_left(folder)
     policy = read_policy(folder / POLICY)
     _look(data, say)

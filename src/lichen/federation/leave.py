@@ -16,11 +16,11 @@ from lichen.core.errors import LichenError
 from lichen.core.files.lock import one_process
 from lichen.data.sources.cache_listing import clear
 from lichen.engines.remote.pieces import Pieces
-from lichen.federation.door import call, door_of
 from lichen.federation.kits.settle import open_kit
 from lichen.federation.leaving.marker import LEAVING, answer_leaving, mark, marker_of, refuse_left
 from lichen.federation.leaving.removal import Removed, remove_all
 from lichen.federation.network import SiteEnd
+from lichen.federation.supervision.supervisor import stop_kit
 
 __all__ = ["Left", "leave"]
 
@@ -76,11 +76,8 @@ def leave(kit: Path, *, wait: float, say: Callable[[str], None]) -> Left:
 
 def _end_running(kit: Path, say: Callable[[str], None]) -> None:
     """End the process that has joined with this kit, and wait until it has."""
-    try:
-        call(door_of(kit), {"op": "stop"}, within=3.0)
+    if stop_kit(kit):
         say("the running process of this kit is ended")
-    except OSError:
-        pass
     end = time.monotonic() + _END
     while True:
         try:

@@ -17,6 +17,7 @@ from lichen.federation.kits.members import ABOUT, SERVER, admitted
 from lichen.federation.kits.settle import open_kit
 from lichen.federation.leaving.marker import marker_of, others_of
 from lichen.federation.leaving.register import Register
+from lichen.federation.supervision.supervisor import stop_kit, supervised
 
 __all__ = ["STATUS", "call_off", "site_standing", "standing"]
 
@@ -80,7 +81,8 @@ def site_standing(kit: Path) -> dict[str, Any]:
     """What a site that runs on this machine is doing.
 
     Returns:
-        As :func:`standing`; and ``copies``, by site that has withdrawn the runs of which something still lies here.
+        As :func:`standing`; ``restarts``, how often its worker was started again, where a supervisor knows; and
+        ``copies``, by site that has withdrawn the runs of which something still lies here.
 
     Raises:
         LichenError: if it does not run.
@@ -91,16 +93,27 @@ def site_standing(kit: Path) -> dict[str, Any]:
         )
         doing = f"has withdrawn ({marker['time']}); {known}"
         return {"site": open_kit(kit).name, "there": False, "withdrawn": marker["time"], "doing": doing}
+    over = supervised(kit)
     try:
         head, _ = call(door_of(kit), {"op": "status"}, within=_WITHIN)
     except OSError:
-        raise LichenError("does not run", where=str(kit), fix=f"start it: lichen join {kit} --data FILE") from None
+        if over is None:
+            raise LichenError("does not run", where=str(kit), fix=f"start it: lichen join {kit} --data FILE") from None
+        head = {"doing": over["doing"] or "its worker starts"}
     about = {"site": open_kit(kit).name, "there": head.pop("joined", False), "last": time.time(), **_plain(head)}
+    if over is not None:
+        about["restarts"] = over["restarts"]
+        if over["restarts"]:
+            about["doing"] += f"; its worker was started again {_times(over['restarts'])}"
     copies = {site: one["runs"] for site, one in others_of(kit).items() if not one["deleted"]}
     if copies:
         about["copies"] = copies
         about["doing"] += f"; to delete: what came of runs with {', '.join(sorted(copies))}, who has withdrawn"
     return about
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
 
 
 def call_off(place: Path) -> str:
@@ -116,9 +129,6 @@ def call_off(place: Path) -> str:
         LichenError: if it does not run.
     """
     kit = open_kit(place / SERVER if (place / ABOUT).is_file() else place)
-    door = door_of(kit.folder)
-    try:
-        call(door, {"op": "stop"}, within=_WITHIN)
-    except OSError:
-        raise LichenError("does not run", where=str(place), fix="there is nothing to stop") from None
+    if not stop_kit(kit.folder):
+        raise LichenError("does not run", where=str(place), fix="there is nothing to stop")
     return f"the server of {kit.federation}" if kit.kind == "server" else f"site {kit.name}"

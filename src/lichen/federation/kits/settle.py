@@ -16,7 +16,18 @@ from lichen.core import private
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 
-__all__ = ["BARRED", "CURRENT", "ENDED", "RUNS", "current_run", "is_run", "open_kit", "settle"]
+__all__ = [
+    "BARRED",
+    "CURRENT",
+    "ENDED",
+    "RUNS",
+    "SUPERVISOR",
+    "current_run",
+    "is_run",
+    "open_kit",
+    "open_site_kit",
+    "settle",
+]
 
 BARRED = "disabled_clients.json"
 """The server kit's file with those who are closed out, by NVFlare's name."""
@@ -26,6 +37,9 @@ RUNS = "runs"
 
 CURRENT = "current.json"
 """In it, the run that the site is in."""
+
+SUPERVISOR = "supervisor"
+"""In a site's kit: the folder of the socket of the process that stands over its worker; after a dot, its lock."""
 
 _RUN = re.compile(r"[0-9a-f]{16}")
 """How a run is named; it names a folder."""
@@ -88,6 +102,18 @@ def open_kit(folder: Path) -> Kit:
         return Kit(folder, "server" if at_server else "site", str(server["name"]), str(name), str(host), int(port))
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         raise LichenError("is damaged", where=str(file), fix="make the kit again, from the answer file") from None
+
+
+def open_site_kit(folder: Path) -> Kit:
+    """Read a site's kit.
+
+    Raises:
+        LichenError: if the folder holds none, one that is damaged, or the server's.
+    """
+    kit = open_kit(folder)
+    if kit.kind != "site":
+        raise LichenError("is the server's kit", where=str(folder), fix="start it with: lichen serve FOLDER")
+    return kit
 
 
 def is_run(name: str) -> bool:

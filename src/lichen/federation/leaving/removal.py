@@ -28,7 +28,7 @@ from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.core.files.manifest import sha256_of
 from lichen.core.files.record import Record, canonical, chain
-from lichen.federation.kits.settle import CURRENT, RUNS, current_run, open_kit
+from lichen.federation.kits.settle import CURRENT, RUNS, SUPERVISOR, current_run, open_kit
 from lichen.federation.kits.signing import authority_of, require_proof, sign_as_site
 from lichen.federation.leaving.marker import MARKER, others_of, write_others
 from lichen.federation.leaving.notice import TIME
@@ -38,7 +38,19 @@ __all__ = ["Removed", "remove_all", "remove_runs_with", "require_proven"]
 
 _HEAD, _SPENT = "deletions.json", "spent"
 
-_STAYS = ("startup", "local", "policy.yaml", MARKER, DELETIONS, _HEAD, _SPENT, ".lock", "run")
+_STAYS = (
+    "startup",
+    "local",
+    "policy.yaml",
+    MARKER,
+    DELETIONS,
+    _HEAD,
+    _SPENT,
+    ".lock",
+    "run",
+    SUPERVISOR,
+    f".{SUPERVISOR}",
+)
 """What of a kit is not removed when its site leaves."""
 
 _NOTHING = hashlib.sha256().hexdigest()
