@@ -123,7 +123,7 @@ def run_recipe(
     if several and os.environ["RANK"] != "0":
         raise SystemExit(_silently(known, folder, resume is not None))
     try:
-        with crash_in(folder), sites(left_out) if sites is not None else nullcontext() as there:
+        with crash_in(folder, command=command), sites(left_out) if sites is not None else nullcontext() as there:
             done = _run(known, folder, resume is not None, quiet, there)
     except KeyboardInterrupt:
         go_on = f"go on with: {command} --resume {shlex.quote(str(folder))}"

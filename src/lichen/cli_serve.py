@@ -7,6 +7,7 @@ Nothing heavy is imported until a command needs it.
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,7 @@ from cyclopts import Parameter
 
 from lichen.cli_local import serve_model
 from lichen.core.errors import LichenError
-from lichen.shell import crash_in, log, print_json, say, show
+from lichen.shell import crash_in, has_recipe, log, print_json, say, show
 
 if TYPE_CHECKING:
     from lichen.engines.sites import Sites
@@ -32,6 +33,7 @@ def serve_command(
     /,
     *,
     page: int | None = None,
+    resume: Path | None = None,
     host: str | None = None,
     port: int | None = None,
     key_env: str | None = None,
@@ -48,6 +50,8 @@ def serve_command(
         adapter.
     page
         Of a federation: a port of 127.0.0.1 for a page that shows how the sites stand, and /metrics for Prometheus.
+    resume
+        Of a federation: the folder of a run, which goes on with the sites that are there; the server runs on after it.
     host
         Of a model: where it listens; 127.0.0.1 by default, others need a key.
     port
@@ -69,9 +73,10 @@ def serve_command(
     if place is None or (place / ABOUT).is_file():
         if given:
             raise LichenError("is for a model, and this is a federation", where=given[0], fix="leave it out")
-        return _serve_federation(place, page, json)
-    if page is not None:
-        raise LichenError("is for a federation, and this is none", where="--page", fix="leave it out")
+        return _serve_federation(place, page, resume, json)
+    for name, value in (("--page", page), ("--resume", resume)):
+        if value is not None:
+            raise LichenError("is for a federation, and this is none", where=name, fix="leave it out")
     if (place / POLICY).is_file():
         raise LichenError("is a site's kit", where=str(place), fix=f"start it with: lichen join {place} --data FILE")
     if not place.exists():
@@ -82,15 +87,19 @@ def serve_command(
         serve_model(place, host=host, port=port, key_env=key_env, key_file=key_file, base=model, json=json)
 
 
-def _serve_federation(folder: Path | None, page: int | None, json: bool) -> None:
+def _serve_federation(folder: Path | None, page: int | None, resume: Path | None, json: bool) -> None:
     from contextlib import ExitStack
 
     from lichen.federation.kits.members import SERVER, find_federation, read_federation
     from lichen.federation.leaving.asking import Looks, RegisteredSites
     from lichen.federation.leaving.register import Register
     from lichen.federation.network import NetworkSites
+    from lichen.federation.supervision.resumed_run import ResumedRun
 
     federation = read_federation(find_federation(folder))
+    if resume is not None and not has_recipe(resume):
+        fix = f"leave it out, and start one: lichen submit RECIPE --federation {federation.folder}"
+        raise LichenError("has no recipe.yaml, so no run to go on with", where=f"--resume {resume}", fix=fix)
     with ExitStack() as stack:
         sites = stack.enter_context(NetworkSites(federation.folder / SERVER, say=log))
         log(f"the server of {federation.name} is up; stop it with Ctrl-C, or: lichen stop {federation.folder}")
@@ -100,6 +109,17 @@ def _serve_federation(folder: Path | None, page: int | None, json: bool) -> None
             log(f"how the sites stand: http://127.0.0.1:{shown.port}/ (and /status.json, /metrics)")
         looks = Looks(RegisteredSites(sites, Register(federation.folder), say=log))
         stack.callback(looks.close)
+        run = None
+        if resume is not None:
+            words = [
+                "submit",
+                f"--resume={resume}",
+                f"--federation={federation.folder}",
+                *(["--quiet"] if json else []),
+            ]
+            command = [sys.executable, "-m", "lichen", *words]
+            run = ResumedRun(command, say=lambda line: _event(str(resume), line, json, of="run"), quiet=json)
+            stack.callback(run.close)
         there: dict[str, str] = {}
         while not sites.parent.ended.wait(_LOOK):
             now = {site: seen.instance for site, seen in sites.seen().items()}
@@ -108,6 +128,8 @@ def _serve_federation(folder: Path | None, page: int | None, json: bool) -> None
                     _event(site, "is there" if site in now else "has gone", json)
             there = now
             looks.look(now)
+            if run is not None:
+                run.look()
         if sites.parent.fault is not None:
             raise sites.parent.fault
     log("the server was stopped")
@@ -120,11 +142,11 @@ def _page(folder: Path, name: str, port: int, sites: Sites) -> Page:
     return Page(port, title=f"federation {name}", rows=lambda: standing(folder, sites))
 
 
-def _event(site: str, what: str, json: bool) -> None:
+def _event(name: str, what: str, json: bool, *, of: str = "site") -> None:
     if json:
-        print_json({"time": time.time(), "site": site, "what": what}, line=True)
+        print_json({"time": time.time(), of: name, "what": what}, line=True)
     else:
-        log(f"{site} {what}")
+        log(f"{name} {what}" if of == "site" else f"{name}: {what}")
 
 
 def submit_command(
@@ -151,13 +173,14 @@ def submit_command(
     federation
         The federation's folder; the only one here if not given.
     sites
-        Names of the sites that take part, with commas between; all that are admitted if not given.
+        Names of the sites that take part, with commas between; all that are admitted if not given, and with --resume
+        those of the run.
     out
         The run's folder; runs/NAME-N if not given.
     resume
         Go on with the run in this folder, by its own recipe.
     wait
-        Seconds to wait for sites that are not there yet.
+        Seconds to wait for sites that are not there yet; with --resume, it then goes on without them until they come.
     quiet
         Show no progress.
     json
@@ -166,9 +189,11 @@ def submit_command(
     from lichen.cli_run import run_recipe
     from lichen.federation.kits.members import find_federation
     from lichen.federation.submitting import sites_for_run
+    from lichen.recipes.sites.remote_sites import sites_of_run
 
     folder = find_federation(federation)
-    names = [site.strip() for site in sites.split(",") if site.strip()]
+    begun = sites_of_run(resume) if resume is not None else ()
+    names = [site.strip() for site in sites.split(",") if site.strip()] or begun
     run_recipe(
         recipe,
         set_,
@@ -177,7 +202,7 @@ def submit_command(
         quiet=quiet,
         json=json,
         command=f"lichen submit --federation {folder}",
-        sites=lambda left_out: sites_for_run(folder, names, wait=wait, say=log, left_out=left_out),
+        sites=lambda left_out: sites_for_run(folder, names, wait=wait, say=log, left_out=left_out, begun=begun),
     )
 
 

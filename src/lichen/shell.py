@@ -138,12 +138,13 @@ def print_json(value: Any, *, line: bool = False) -> None:
     _write(text)
 
 
-def crash(error: BaseException, folder: Path | None) -> int:
+def crash(error: BaseException, folder: Path | None, *, command: str = "lichen run") -> int:
     """Keep the traceback in a file and say so in one line; what the machine refuses is no fault of ours, and has a fix.
 
     Args:
         error: What was not foreseen.
         folder: Where the file goes if it is there; else among the temporary files.
+        command: What goes on with a run in the folder, with ``--resume``.
 
     Returns:
         The exit code.
@@ -153,7 +154,7 @@ def crash(error: BaseException, folder: Path | None) -> int:
     refused = machine_fault(error, where="" if folder is None else str(folder))
     if refused is not None:
         if folder is not None and has_recipe(folder):
-            then = f"then go on with: lichen run --resume {shlex.quote(str(folder))}"
+            then = f"then go on with: {command} --resume {shlex.quote(str(folder))}"
             refused = LichenError(refused.what, where=refused.where, fix=", ".join(filter(None, (refused.fix, then))))
         log(str(refused))
         return 2
@@ -173,14 +174,14 @@ def crash(error: BaseException, folder: Path | None) -> int:
 
 
 @contextmanager
-def crash_in(folder: Path) -> Iterator[None]:
-    """Unexpected faults inside leave their traceback in ``folder``."""
+def crash_in(folder: Path, *, command: str = "lichen run") -> Iterator[None]:
+    """Unexpected faults inside leave their traceback in ``folder``; ``command`` goes on with a run in it."""
     try:
         yield
     except (LichenError, BrokenPipeError):
         raise
     except Exception as error:
-        raise SystemExit(crash(error, folder)) from None
+        raise SystemExit(crash(error, folder, command=command)) from None
 
 
 def free(folder: Path) -> Path:

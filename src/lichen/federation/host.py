@@ -67,7 +67,8 @@ class HostedRun:
         self._kit, self._policy, self._data, self._secret, self._say = kit, kit / POLICY, data, secret, say
         self.accepted = accept_recipe(read_policy(self._policy), text)
         private.make_folders(self.folder)
-        write_atomic(self.folder / RECIPE, text.encode())
+        if _saved_recipe(self.folder) != text:  # a run that is gone on with needs no room on the disk
+            write_atomic(self.folder / RECIPE, text.encode())
         refuse = partial(refuse_left, kit)
         self.guard = PolicyGuard(
             self._policy, self.accepted, mine=self._mine, folder=self.folder, say=say, refuse=refuse
@@ -167,10 +168,10 @@ class SiteHost:
         self._run: HostedRun | None = None
         if marker_of(kit) is None and (name := current_run(kit)) is not None:
             try:
-                text = (kit / RUNS / name / RECIPE).read_text(encoding="utf-8")
+                text = (kit / RUNS / name / RECIPE).read_bytes().decode()
                 self._run = HostedRun(name, text, kit, data, secret, say)
                 say(f"goes on with run {name}")
-            except (OSError, LichenError) as error:
+            except (OSError, UnicodeError, LichenError) as error:
                 say(f"does not go on with run {name}: {error}")
 
     def answer(self, kind: str, body: bytes) -> bytes:
@@ -249,6 +250,14 @@ class SiteHost:
         run = self._run
         if run is not None:
             run.close()
+
+
+def _saved_recipe(folder: Path) -> str | None:
+    """The recipe that lies in a run's folder."""
+    try:
+        return (folder / RECIPE).read_bytes().decode(errors="replace")
+    except FileNotFoundError:
+        return None
 
 
 def _values(body: bytes) -> Mapping[str, Any]:

@@ -21,6 +21,7 @@ from lichen.core import private
 from lichen.core.children import bound_command, bound_environment
 from lichen.core.errors import LichenError
 from lichen.core.files.lock import one_process
+from lichen.core.machine import machine_fault
 from lichen.federation.kits.settle import ENDED, Kit, settle
 from lichen.federation.kits.tool import needs_nvflare
 from lichen.federation.reach import obstacle
@@ -108,7 +109,7 @@ class Parent:
         self.fault: LichenError | None = None
         self.ended = threading.Event()
         self.process: subprocess.Popen[bytes] | None = None
-        self._kit, self._say = kit, say
+        self._kit, self._say, self._refused = kit, say, ""
         self._environment = {**environment, **_MEMORY}
         self._closing = threading.Event()
         # The thread lives as long as the processes that it starts: the kernel ends those with it.
@@ -120,7 +121,11 @@ class Parent:
             failures = 0
             while self._may_start():
                 begun = time.monotonic()
-                code, mark = self._run()
+                try:
+                    code, mark = self._run()
+                except OSError as error:
+                    self._wait_for_machine(error)
+                    continue
                 if self._closing.is_set() or code == ENDED["stopped"]:
                     return
                 failures = failures + 1 if time.monotonic() - begun < _QUICK else 0
@@ -135,8 +140,20 @@ class Parent:
                 self._closing.wait(_AGAIN)
         except LichenError as error:
             self.fault = error
+        except Exception as error:  # an end without a reason would be one that is meant
+            self.fault = LichenError(f"NVFlare's process is lost: {type(error).__name__}", where=str(self._kit.folder))
         finally:
             self.ended.set()
+
+    def _wait_for_machine(self, error: OSError) -> None:
+        """What the machine refuses, such as a full disk, passes; what it is, is said once."""
+        refused = machine_fault(error, where=str(self._kit.folder))
+        if refused is None:
+            raise error
+        if str(refused) != self._refused:
+            self._refused = str(refused)
+            self._say(f"NVFlare's process cannot be started yet: {refused}")
+        self._closing.wait(_AGAIN)
 
     def _may_start(self) -> bool:
         """Wait until the server can be reached; False if this is over before."""

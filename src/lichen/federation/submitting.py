@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -48,6 +48,7 @@ def sites_for_run(
     wait: float,
     say: Callable[[str], None],
     left_out: Mapping[str, str] | None = None,
+    begun: Collection[str] = (),
 ) -> Iterator[RemoteSites]:
     """The sites of one run.
 
@@ -57,6 +58,8 @@ def sites_for_run(
         wait: Seconds to wait for them.
         say: Told who is waited for.
         left_out: What the recipe compared with before, and why not any more.
+        begun: Sites with which the run has begun before, if it goes on: it does so without those that do not come,
+            which are waited for in each round as ever.
 
     Raises:
         LichenError: if the server does not run, another run is going on, a name is unknown, a site does not come, or
@@ -77,7 +80,7 @@ def sites_for_run(
     fix = "wait for its end, or stop it with Ctrl-C where it was submitted"
     refusal = LichenError("another run is going on", where=str(folder), fix=fix)
     with one_process(folder / SERVER, _LOCK, say=say, refusal=refusal):
-        _wait_for(sites, chosen, wait, say)
+        _wait_for(sites, chosen, wait, say, begun)
         yield RemoteSites(
             sites,
             chosen,
@@ -89,9 +92,14 @@ def sites_for_run(
         )
 
 
-def _wait_for(sites: RegisteredSites, names: Sequence[str], wait: float, say: Callable[[str], None]) -> None:
+def _wait_for(
+    sites: RegisteredSites, names: Sequence[str], wait: float, say: Callable[[str], None], begun: Collection[str]
+) -> None:
     end, shown = time.monotonic() + wait, ""
     while missing := [name for name in names if name not in (seen := sites.seen())]:
+        if time.monotonic() > end and len(missing) < len(names) and set(missing) <= set(begun):
+            say(f"goes on without {', '.join(missing)} until it comes; each round waits for it, at most ten minutes")
+            break
         if time.monotonic() > end:
             there = ",".join(name for name in names if name not in missing) or "NAMES"
             fix = f"let its person start it (lichen join KIT --data FILE), or run without it: --sites {there}"
@@ -100,7 +108,7 @@ def _wait_for(sites: RegisteredSites, names: Sequence[str], wait: float, say: Ca
             say(line)
             shown = line
         time.sleep(0.2)
-    for name in names:
+    for name in set(names) & seen.keys():
         _check_versions(name, seen[name], say)
 
 

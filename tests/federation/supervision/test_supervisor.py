@@ -26,7 +26,8 @@ from pathlib import Path
 from lichen.federation.supervision import supervisor
 supervisor._PAUSES = (float(sys.argv[2]), 60.0)
 supervisor._UNPROVEN = float(sys.argv[3])
-made = supervisor.Supervisor(Path(sys.argv[1]), [sys.executable, *sys.argv[4:]], say=lambda line: print(line, flush=True))
+command = [sys.executable, *sys.argv[4:]]
+made = supervisor.Supervisor(Path(sys.argv[1]), command, say=lambda line: print(line, flush=True))
 code = made.run()
 print("over", code, "torch" in sys.modules, "numpy" in sys.modules, flush=True)
 """
@@ -81,7 +82,7 @@ def until(what: Callable[[], object], seconds: float = 30.0) -> None:
 
 def runs(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 

@@ -152,7 +152,7 @@ class Talks:
         """What has come of a client's job, where it may leave; else why it may not."""
         try:
             self.guard.frames(job, frames, anew=anew)
-        except LichenError as error:
+        except Exception as error:  # a full disk, where the guard counts: the thread that trains lives on
             return error_frame(error)
         return frames
 
@@ -190,13 +190,18 @@ def _written(frames: Iterator[Frame]) -> bytes:
 
 
 def error_frame(error: Exception) -> bytes:
-    """The frame that tells an error; of a fault its kind and place alone: its words may be somebody's row."""
+    """The frame that tells an error; of a fault its kind and place alone: its words may be somebody's row.
+
+    What the machine refuses is said here with its path, and goes up without it.
+    """
     if not isinstance(error, LichenError):
         refused = machine_fault(error)
+        print(traceback_text(error) if refused is None else refused, file=sys.stderr, flush=True)
         if refused is None:
-            print(traceback_text(error), file=sys.stderr, flush=True)
-            refused = LichenError(f"a fault of the node: {type(error).__name__}{_place_of(error)}", where="node")
-        error = refused
+            what, fix = f"a fault of the node: {type(error).__name__}{_place_of(error)}", ""
+        else:
+            what, fix = refused.what, refused.fix
+        error = LichenError(what, where="node", fix=fix)
     return _joined([(b"E", pack_error(error))])
 
 

@@ -14,14 +14,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import final
 
+from lichen.core import private
 from lichen.core.children import bound_environment
 from lichen.core.errors import LichenError
 from lichen.core.files.lock import one_process
+from lichen.core.machine import machine_fault
 from lichen.federation.door import Door, Head, call, door_of, remove_socket, socket_folder
 from lichen.federation.kits.settle import SUPERVISOR, open_site_kit
 from lichen.federation.supervision.endings import STOPS, ending, final_code, out_of_memory
@@ -36,6 +38,12 @@ _HEALTHY = 300.0
 
 _UNPROVEN = 10.0
 """Seconds of the first start: a fault in these is the user's to see, as nothing has worked yet."""
+
+_ROOM = 1 << 20
+"""Bytes that must fit on the disk before a worker is started again."""
+
+_LOOK = 2.0
+"""Seconds between two looks at a disk that is full."""
 
 _WITHIN = 3.0
 """Seconds for an answer at a door."""
@@ -123,7 +131,17 @@ class Supervisor:
         self._say(f"the worker of {self.name} {why}; it is started again in {whole}")
         self._doing, self._again = f"its worker {why}", time.monotonic() + seconds
         self._over.wait(seconds)
+        self._wait_for_disk()
         self.restarts += 1
+
+    def _wait_for_disk(self) -> None:
+        """A worker that began on a full disk would end with an error, and not go on with its run."""
+        shown = ""
+        while (lacks := _disk_fault(self._kit)) is not None and not self._over.is_set():
+            if lacks != shown:
+                self._say(f"the worker of {self.name} waits: {lacks}")
+                self._doing, shown = f"its worker waits: {lacks}", lacks
+            self._over.wait(_LOOK)
 
     def _signal_code(self) -> int:
         if not self._signal:
@@ -153,8 +171,9 @@ class Supervisor:
 
     def _answer(self, head: Head, body: bytes) -> tuple[Head, bytes]:
         if head.get("op") == "status":
-            left = max(0.0, self._again - time.monotonic())
-            doing = f"{self._doing}; it is started again in {left:.0f} seconds" if self._doing != "runs" else ""
+            doing = "" if self._doing == "runs" else self._doing
+            if doing and (left := self._again - time.monotonic()) > 0:
+                doing += f"; it is started again in {left:.0f} seconds"
             return {"restarts": self.restarts, "doing": doing, "pid": os.getpid()}, b""
         if head.get("op") == "stop":
             self._left = True
@@ -169,6 +188,21 @@ class Supervisor:
         except OSError:
             if self._process is not None and self._process.poll() is None:
                 self._process.terminate()
+
+
+def _disk_fault(kit: Path) -> str | None:
+    """Why nothing can be written into a kit now; None: it can."""
+    probe = kit / f".{SUPERVISOR}.probe"
+    try:
+        with open(private.create(probe), "wb") as file:
+            file.write(bytes(_ROOM))
+        return None
+    except OSError as error:
+        refused = machine_fault(error)
+        return f"{kit}: {refused.what}" if refused is not None else None
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def _risen(before: Mapping[str, int], after: Mapping[str, int]) -> str:

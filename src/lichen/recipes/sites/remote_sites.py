@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced import Announcement, Enrolled, enrolled
 from lichen.recipes.sites.site_engines import announcements, ask_all, engine_over, state_name
 
-__all__ = ["OVER", "PROPOSE", "RemoteSites"]
+__all__ = ["OVER", "PROPOSE", "RemoteSites", "sites_of_run"]
 
 PROPOSE, OVER = "propose", "over"
 
@@ -75,7 +75,7 @@ class RemoteSites:
         self.sites, self.names, self.patience = sites, tuple(names), patience or Patience()
         self.left_out: Mapping[str, str] = left_out or {}
         self.signer, self._left, self._look, self._enrolled = signer, left, look, enrolled
-        self._folder, self._run = Path(), ""
+        self._folder, self._run, self._again = Path(), "", False
         self._homes: tuple[str, ...] = ()
 
     def enrol(self, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Enrolled:
@@ -83,10 +83,10 @@ class RemoteSites:
 
         See :meth:`lichen.recipes.sites.site_engines.SiteEngines.enrol`.
         """
-        self._folder = folder
+        self._folder, self._again = folder, (folder / ANNOUNCED).exists()
         self._run, self.left_out = _saved_about(folder / RUN, self.left_out)
         saved, gone = _saved_announcements(folder / ANNOUNCED), self._left().keys()
-        here = [site for site in self.names if site not in gone]
+        here = [site for site in self.names if site not in gone and site not in self._away(saved)]
         proposal = json.dumps({"run": self._run, "recipe": write_recipe(recipe)}).encode()
         for site, answer in ask_all(self.sites, PROPOSE, dict.fromkeys(here, proposal), self.patience).items():
             if _accepted(answer) != recipe_sha256(recipe):
@@ -95,9 +95,11 @@ class RemoteSites:
                 raise LichenError(what, where=f"site {site}", fix=fix)
             say(f"{site} says yes to the recipe")
         found = announcements(self.sites, here, self.patience)
+        for site in (away := self._away(saved) - found.keys() - gone):
+            say(f"{site} is not there, and has its place in the run when it comes")
         for site in gone & saved.keys():
             say(f"{site} has left the federation, and the run goes on without it")
-        order = dict.fromkeys((*(site for site in saved if site in found or site in gone), *found))
+        order = dict.fromkeys((*(site for site in saved if site in found or site in gone | away), *found))
         announced = {site: found.get(site) or saved[site] for site in order}
         federation = enrolled(recipe, announced)
         self._homes = federation.homes
@@ -114,7 +116,8 @@ class RemoteSites:
         name = state_name(self._folder, state)
         while True:
             left = self._left().keys()
-            here = replace(federation, assigned={s: one for s, one in federation.assigned.items() if s not in left})
+            absent = left | self._away(_saved_announcements(self._folder / ANNOUNCED))
+            here = replace(federation, assigned={s: one for s, one in federation.assigned.items() if s not in absent})
             try:
                 inner = engine_over(self.sites, recipe, here, name, agreed, self.patience)
             except LichenError:
@@ -124,6 +127,10 @@ class RemoteSites:
             return LeavingEngine(
                 stack.enter_context(inner), self._gone, look=lambda client: self._look(self._homes[client])
             )
+
+    def _away(self, saved: Collection[str]) -> set[str]:
+        """Sites that have begun this run, and are not there now: they have the recipe, and their places."""
+        return (set(self.names) & set(saved)) - set(self.sites.seen()) if self._again else set()
 
     def _gone(self) -> dict[int, LichenError]:
         """Clients whose sites have left by now, and what is said of these."""
@@ -151,6 +158,18 @@ def _saved_about(file: Path, left_out: Mapping[str, str]) -> tuple[str, Mapping[
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, json.dumps({"run": name, "left_out": dict(left_out)}).encode())
     return name, left_out
+
+
+def sites_of_run(folder: Path) -> tuple[str, ...]:
+    """The sites with which a run has begun; none where it has not.
+
+    Args:
+        folder: The run's.
+
+    Raises:
+        LichenError: if its file of them is damaged.
+    """
+    return tuple(_saved_announcements(folder / ANNOUNCED))
 
 
 def _saved_announcements(file: Path) -> dict[str, Announcement]:
