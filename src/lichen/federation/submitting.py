@@ -108,7 +108,7 @@ def _wait_for(
             say(line)
             shown = line
         time.sleep(0.2)
-    for name in set(names) & seen.keys():
+    for name in (one for one in names if one in seen):
         _check_versions(name, seen[name], say)
 
 

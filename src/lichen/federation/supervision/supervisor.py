@@ -39,7 +39,7 @@ _HEALTHY = 300.0
 _UNPROVEN = 10.0
 """Seconds of the first start: a fault in these is the user's to see, as nothing has worked yet."""
 
-_ROOM = 1 << 20
+_FREE = 1 << 20
 """Bytes that must fit on the disk before a worker is started again."""
 
 _LOOK = 2.0
@@ -195,7 +195,7 @@ def _disk_fault(kit: Path) -> str | None:
     probe = kit / f".{SUPERVISOR}.probe"
     try:
         with open(private.create(probe), "wb") as file:
-            file.write(bytes(_ROOM))
+            file.write(bytes(_FREE))
         return None
     except OSError as error:
         refused = machine_fault(error)

@@ -4,6 +4,8 @@ A recipe goes to each site as text, and each says yes, or no with a reason, befo
 announce themselves, which may take as long as reading their files and loading a model does, and take their places. At
 the end each is told that the run is over; what its clients keep stays at the site.
 
+A run that goes on may do so while a site of it is away: that one is given the recipe and its place when it comes.
+
 A site may leave the federation while a run goes on. Its clients stay in the roster, by what it has announced, and a
 refusal comes in place of what they would answer, also where the run is gone on with later.
 """
@@ -12,7 +14,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +27,13 @@ from lichen.core.files.durable import write_atomic
 from lichen.core.files.record import Signer
 from lichen.engines.remote.errands import Patience
 from lichen.engines.remote.pieces import ask_long
-from lichen.engines.sites import SiteError, Sites
+from lichen.engines.sites import Seen, SiteError, Sites
 from lichen.engines.withdrawal.leaving import LeavingEngine
 from lichen.recipes.schema.read import recipe_sha256, write_recipe
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.sites.announced import Announcement, Enrolled, enrolled
 from lichen.recipes.sites.site_engines import announcements, ask_all, engine_over, state_name
+from lichen.recipes.sites.site_node import ANNOUNCE, JOIN, WAITING
 
 __all__ = ["OVER", "PROPOSE", "RemoteSites", "sites_of_run"]
 
@@ -43,6 +47,52 @@ RUN = "state/run.json"
 
 _BRIEF = 30.0
 """Seconds for an answer that needs no work."""
+
+
+@final
+class _Latecomers:
+    """Sites some of which are given recipe and place when they come; :class:`lichen.engines.sites.Sites`."""
+
+    def __init__(self, sites: Sites) -> None:
+        self._sites = sites
+        self._due: dict[str, tuple[bytes, bytes]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, site: str, proposal: bytes, place: bytes) -> None:
+        """One that is not there: what it is to be asked first."""
+        self._due[site] = proposal, place
+
+    @property
+    def expected(self) -> set[str]:
+        """Those who have not come yet."""
+        return set(self._due)
+
+    def start(self) -> None:
+        self._sites.start()
+
+    def seen(self) -> Mapping[str, Seen]:
+        return self._sites.seen()
+
+    def ask(self, site: str, kind: str, body: bytes, within: float) -> bytes:
+        """One question; before the first, a site that has come is given what all others have."""
+        if site in self._due and kind != OVER:
+            with self._lock:
+                self._introduce(site, within)
+        return self._sites.ask(site, kind, body, within)
+
+    def _introduce(self, site: str, within: float) -> None:
+        if site not in self._due:
+            return
+        proposal, place = self._due[site]
+        ask_long(self._sites, site, PROPOSE, proposal, within)
+        answer = ask_long(self._sites, site, ANNOUNCE, b"", within)
+        if answer == json.dumps(WAITING).encode():
+            raise SiteError(site, "gone", LichenError("reads its rows", where=f"site {site}"))
+        ask_long(self._sites, site, JOIN, place, within)
+        del self._due[site]
+
+    def close(self) -> None:
+        self._sites.close()
 
 
 @final
@@ -72,10 +122,10 @@ class RemoteSites:
         look: Callable[[str], None] = lambda site: None,
         enrolled: Callable[[str, Path, str, Sequence[str]], None] = lambda *_: None,
     ) -> None:
-        self.sites, self.names, self.patience = sites, tuple(names), patience or Patience()
+        self.sites, self.names, self.patience = _Latecomers(sites), tuple(names), patience or Patience()
         self.left_out: Mapping[str, str] = left_out or {}
         self.signer, self._left, self._look, self._enrolled = signer, left, look, enrolled
-        self._folder, self._run, self._again = Path(), "", False
+        self._folder, self._run = Path(), ""
         self._homes: tuple[str, ...] = ()
 
     def enrol(self, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Enrolled:
@@ -83,10 +133,11 @@ class RemoteSites:
 
         See :meth:`lichen.recipes.sites.site_engines.SiteEngines.enrol`.
         """
-        self._folder, self._again = folder, (folder / ANNOUNCED).exists()
+        self._folder = folder
         self._run, self.left_out = _saved_about(folder / RUN, self.left_out)
         saved, gone = _saved_announcements(folder / ANNOUNCED), self._left().keys()
-        here = [site for site in self.names if site not in gone and site not in self._away(saved)]
+        away = (saved.keys() & set(self.names)) - self.sites.seen().keys() - gone
+        here = [site for site in self.names if site not in gone | away]
         proposal = json.dumps({"run": self._run, "recipe": write_recipe(recipe)}).encode()
         for site, answer in ask_all(self.sites, PROPOSE, dict.fromkeys(here, proposal), self.patience).items():
             if _accepted(answer) != recipe_sha256(recipe):
@@ -95,14 +146,16 @@ class RemoteSites:
                 raise LichenError(what, where=f"site {site}", fix=fix)
             say(f"{site} says yes to the recipe")
         found = announcements(self.sites, here, self.patience)
-        for site in (away := self._away(saved) - found.keys() - gone):
-            say(f"{site} is not there, and has its place in the run when it comes")
+        for site in sorted(away):
+            say(f"{site} is not there, and is given its place in the run when it comes")
         for site in gone & saved.keys():
             say(f"{site} has left the federation, and the run goes on without it")
         order = dict.fromkeys((*(site for site in saved if site in found or site in gone | away), *found))
         announced = {site: found.get(site) or saved[site] for site in order}
         federation = enrolled(recipe, announced)
         self._homes = federation.homes
+        for site in away:
+            self.sites.add(site, proposal, json.dumps(federation.assigned[site].dump()).encode())
         dumped = {site: one.dump() for site, one in announced.items()}
         write_atomic(folder / ANNOUNCED, json.dumps(dumped).encode())
         self._enrolled(self._run, folder, recipe.name, tuple(announced))
@@ -116,7 +169,7 @@ class RemoteSites:
         name = state_name(self._folder, state)
         while True:
             left = self._left().keys()
-            absent = left | self._away(_saved_announcements(self._folder / ANNOUNCED))
+            absent = left | self.sites.expected
             here = replace(federation, assigned={s: one for s, one in federation.assigned.items() if s not in absent})
             try:
                 inner = engine_over(self.sites, recipe, here, name, agreed, self.patience)
@@ -127,10 +180,6 @@ class RemoteSites:
             return LeavingEngine(
                 stack.enter_context(inner), self._gone, look=lambda client: self._look(self._homes[client])
             )
-
-    def _away(self, saved: Collection[str]) -> set[str]:
-        """Sites that have begun this run, and are not there now: they have the recipe, and their places."""
-        return (set(self.names) & set(saved)) - set(self.sites.seen()) if self._again else set()
 
     def _gone(self) -> dict[int, LichenError]:
         """Clients whose sites have left by now, and what is said of these."""
