@@ -46,6 +46,14 @@ AT_ONCE = 256
 """Questions at a time; each has at most a piece."""
 
 
+_SET = time.time() - time.monotonic()
+
+
+def _now() -> float:
+    """Seconds of the epoch, by a clock that nobody sets while this process runs: presence depends on it."""
+    return _SET + time.monotonic()
+
+
 def _message(head: Head, body: Bytes = b"") -> Any:
     return new_cell_message({MessageHeaderKey.RETURN_CODE: ReturnCode.OK}, parcel(head, body))
 
@@ -60,7 +68,7 @@ class _Hangups(EndpointMonitor):  # type: ignore[misc]
     def state_change(self, endpoint: Endpoint) -> None:
         """NVFlare's."""
         if endpoint.state == EndpointState.DISCONNECTED:
-            self._presence.lost(endpoint.name, time.time())
+            self._presence.lost(endpoint.name, _now())
 
 
 @final
@@ -96,12 +104,12 @@ class Coordinator(FLComponent):  # type: ignore[misc]
     def _check_instance(self, peer: Any) -> None:
         """Refuse a second process of a site while the first one is there."""
         site, instance = peer.get_identity_name(), peer.get_prop(INSTANCE, "")
-        if not self._presence.lets_in(site, instance, time.time()):
+        if not self._presence.lets_in(site, instance, _now()):
             raise NotAuthenticated(f"another process is connected as {site}")
 
     def _answer(self, head: Head, body: bytes) -> tuple[Head, Bytes]:
         if head.get("op") == "seen":
-            return {"seen": self._presence.seen(time.time())}, b""
+            return {"seen": self._presence.seen(_now())}, b""
         if head.get("op") == "stop":
             threading.Timer(0.2, os._exit, [ENDED["stopped"]]).start()
             return {}, b""
@@ -118,11 +126,11 @@ class Coordinator(FLComponent):  # type: ignore[misc]
             head, answer = self._wait(site, instance, self._asks.submit(self._send, site, question, body, left))
             other = head.get("cause") == "other"  # a second process has its connection for a moment
             lost = head.get("cause") == "gone"
-            if (other or (lost and not self._presence.lost(site, time.time()))) and left > 1:
+            if (other or (lost and not self._presence.lost(site, _now()))) and left > 1:
                 time.sleep(0.5)
                 continue
             if "cause" not in head:
-                self._presence.answered(site, instance, time.time())
+                self._presence.answered(site, instance, _now())
             return head, answer
 
     def _wait(self, site: str, instance: str, question: Future[tuple[Head, Bytes]]) -> tuple[Head, Bytes]:
@@ -182,10 +190,10 @@ class Coordinator(FLComponent):  # type: ignore[misc]
         try:
             head, _ = self._send(site, {"op": "who"}, b"", EVERY)
             if head.get("cause") == "gone":
-                self._presence.lost(site, time.time())
+                self._presence.lost(site, _now())
             elif isinstance(instance := head.get("instance"), str):
                 versions = head["versions"] if isinstance(head.get("versions"), dict) else {}
-                if not self._presence.confirm(site, instance, versions, time.time()):
+                if not self._presence.confirm(site, instance, versions, _now()):
                     self._send(site, {"op": "end", "why": "replaced", "instance": instance}, b"", EVERY)
         finally:
             with self._lock:
@@ -201,7 +209,7 @@ class Coordinator(FLComponent):  # type: ignore[misc]
             return
         for site in names - self._clients.disabled_clients:
             self._clients.disable_client(site)  # first of all, or its next process would slip in
-            self._presence.lost(site, time.time())
+            self._presence.lost(site, _now())
             self._send(site, {"op": "end", "why": "barred"}, b"", EVERY)
         for site in self._clients.disabled_clients - names:
             self._clients.enable_client(site)

@@ -23,6 +23,9 @@ _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 _PATIENCE = 5.0
 """Seconds to wait for a connection."""
 
+_DATES = (9, 10)
+"""How OpenSSL says that a certificate is not in force yet, or not any more."""
+
 _ANSWER = "ask the coordinator for a new answer: lichen federation ask, admit and accept"
 
 
@@ -65,7 +68,11 @@ def obstacle(kit: Kit) -> Obstacle | None:
             if talk.recv(1):
                 return None
         raise ConnectionResetError  # without a word: gRPC sends none to those whose certificate it does not accept
-    except ssl.SSLCertVerificationError:
+    except ssl.SSLCertVerificationError as error:
+        if error.verify_code in _DATES:
+            what = f"the server's certificate is not in force on the day that this machine says, {_now():%Y-%m-%d}"
+            fix = "set this machine's clock; if it is right, ask the coordinator to make the server's kit again"
+            return Obstacle(LichenError(what, where=where, fix=fix), tries=1)
         what = f"the server there is not of the authority of this kit ({kit.federation}); nothing was sent to it"
         fix = "compare the fingerprint with the coordinator, and ask for the answer again"
         return Obstacle(LichenError(what, where=where, fix=fix), tries=1)
@@ -77,13 +84,19 @@ def obstacle(kit: Kit) -> Obstacle | None:
         return Obstacle(LichenError(what, where=where, fix="wait for the coordinator to start it"), tries=0)
     except (ssl.SSLError, ConnectionError) as error:
         if met:  # or it is just going down
-            what = "the server does not accept this kit's certificate: it is of another authority"
-            return Obstacle(LichenError(what, where=where, fix=_ANSWER), tries=3)
+            what = (
+                "the server does not accept this kit's certificate: it is of another authority, or its clock is wrong"
+            )
+            return Obstacle(LichenError(what, where=where, fix=f"{_ANSWER}; or let it set its clock"), tries=3)
         what = f"no encrypted connection: {type(error).__name__}"
         return Obstacle(LichenError(what, where=where, fix="see whether the port is the server's"), tries=0)
     except OSError as error:
         what = f"the server cannot be reached: {error.strerror or 'no answer in time'}"
         return Obstacle(LichenError(what, where=where, fix="see to the network, and to firewalls"), tries=0)
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
 
 
 def _kit_fault(kit: Kit) -> LichenError | None:
@@ -97,7 +110,7 @@ def _kit_fault(kit: Kit) -> LichenError | None:
         if names != [kit.name]:
             what = f"the certificate is for {', '.join(names) or 'nobody'}, and the kit says {kit.name}"
             return LichenError(what, where=str(file), fix="make the kit again, from the answer file")
-        now = datetime.datetime.now(datetime.UTC)
+        now = _now()
         if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
             first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
             what = (

@@ -21,7 +21,7 @@ _NOBODY_LATE = Clash(
     other="engine.clock",
     used=_timeless,
     what="in one process and without a clock nobody is late",
-    fix="set engine.clock: {median: 60}, or engine.name: spawned",
+    fix="set engine.clock: {median: 60}, or engine.name: spawned; for lichen submit the latter",
 )
 
 SCHEDULE: tuple[Feature, ...] = (
