@@ -283,6 +283,14 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "crash.txt").exists()
 
 
+def test_a_full_disk_says_what_goes_on_with_a_submitted_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.yaml").write_text("task: chat")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert crash(full, tmp_path, command="lichen submit --federation trial") == 2
+    then = f"make room, then go on with: lichen submit --federation trial --resume {tmp_path}"
+    assert capsys.readouterr().err == f"{tmp_path}: the disk is full\n  fix: {then}\n"
+
+
 COMPARISON = "base: r.yaml\nmethods:\n  small:\n  large: {federation.rounds: 20}\n"
 
 

@@ -30,6 +30,7 @@ class Errand:
         pending: Clients of whom nothing has come.
         invited: Clients of the job in all sites.
         instance: Which one it was handed to.
+        ends: How often the site's process has ended while it had it.
     """
 
     order: int
@@ -39,6 +40,7 @@ class Errand:
     pending: set[int]
     invited: int
     instance: str = ""
+    ends: int = 0
 
 
 @final

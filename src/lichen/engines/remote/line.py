@@ -39,6 +39,9 @@ __all__ = ["Line"]
 _WAIT = 0.5
 """Seconds that a fetch waits at the site for something to come."""
 
+_ENDS = 5
+"""Ends of a site's process with one job, after which it is not handed that again: it may be the job that ends it."""
+
 _PAUSES = (0.05, 2.0)
 """Seconds between two tries at a site that is gone: the first time, and at most."""
 
@@ -161,7 +164,7 @@ class Line:
             self._open[errand.order] = _Open(errand, errand.pending)
             self._take(there)
         else:
-            self._once_more(errand)
+            self._once_more(errand, errand.ends)
 
     def _hand_over(
         self,
@@ -240,16 +243,19 @@ class Line:
             if one.followup:
                 for client in one.clients:
                     self.arrived.put((one.errand, client, _replaced()))
-            elif one.clients:
-                self._once_more(one.errand)
+            elif one.clients and one.errand.ends + 1 < _ENDS:
+                self._once_more(one.errand, one.errand.ends + 1)
+            else:
+                for client in sorted(one.clients):
+                    self.arrived.put((one.errand, client, _ended()))
         return True
 
-    def _once_more(self, errand: Errand) -> None:
+    def _once_more(self, errand: Errand, ends: int) -> None:
         """Hand over what is left of an errand, with all its tensors."""
         clients = tuple(client for client in errand.job.clients if client in errand.pending)
         job = replace(errand.job, clients=clients, acked={})
         self.again(sizes(job))
-        self.put(Errand(next(self.orders), errand.number, job, "", set(clients), errand.invited))
+        self.put(Errand(next(self.orders), errand.number, job, "", set(clients), errand.invited, ends=ends))
 
     def _failed(self, item: Item | None, error: SiteError) -> None:
         now = time.monotonic()
@@ -280,3 +286,8 @@ class Line:
 
 def _replaced() -> LichenError:
     return LichenError("its process has ended, and another has taken its place", where="node")
+
+
+def _ended() -> LichenError:
+    what = f"its process has ended {_ENDS} times with this job, perhaps for want of memory"
+    return LichenError(what, where="node", fix="take a smaller federation.batch_size, or leave this site out")
