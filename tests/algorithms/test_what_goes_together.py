@@ -29,6 +29,7 @@ from lichen.transforms.parse import parse_codecs
 from lichen.transforms.transform import Transform, Transformed
 from lichen.transforms.uplink import Coded
 from support import compressed_run
+from support.noise import Noise
 from support.small_experiment import experiment
 
 
@@ -93,13 +94,16 @@ def test_sums_cannot_be_taken_of_coded_rows_under_masks() -> None:
         Buffered(arrivals=2, concurrency=3, deadline=9.0),
     ],
 )
-def test_error_feedback_is_refused_where_a_message_may_come_to_nothing(schedule: Any) -> None:
-    with pytest.raises(LichenError, match=r"federation.schedule: with wire.up a client remembers") as refused:
-        plan(CODED, schedule=schedule)
+def test_what_remembers_elsewhere_than_in_private_state_is_refused_where_a_message_may_come_to_nothing(
+    schedule: Any,
+) -> None:
+    elsewhere = Noise(0.1, lacks=frozenset({Property.LOST_ANSWERS}))
+    with pytest.raises(LichenError, match=r"federation.schedule: with wire.noise a client remembers") as refused:
+        plan(elsewhere, schedule=schedule)
     assert "leave out deadline, least and max_age" in refused.value.fix
-    plan(replace(CODED, error_feedback=False), schedule=schedule)
-    plan(CODED, schedule=Synchronous())
-    plan(CODED, schedule=Buffered(arrivals=2, concurrency=3))
+    plan(CODED, schedule=schedule)
+    plan(elsewhere, schedule=Synchronous())
+    plan(elsewhere, schedule=Buffered(arrivals=2, concurrency=3))
 
 
 @pytest.mark.parametrize(
@@ -133,29 +137,19 @@ def test_a_rule_that_holds_for_one_version_takes_no_old_answers(aggregator: Any,
 
 @pytest.mark.parametrize("wire", ["{}", "{clip: 1.0}", "{down: [int8]}", "{up: [int8]}", "{up: [int8], clip: 1.0}"])
 @pytest.mark.parametrize(
-    ("schedule", "key"),
+    "schedule",
     [
-        ("{}", ""),
-        ("{deadline: 90}", "deadline"),
-        ("{least: 2}", "least"),
-        ("{kind: buffered, arrivals: 2}", ""),
-        ("{kind: buffered, arrivals: 2, max_age: 3}", "max_age"),
-        ("{kind: buffered, arrivals: 2, deadline: 90}", "deadline"),
+        "{}",
+        "{deadline: 90}",
+        "{least: 2}",
+        "{kind: buffered, arrivals: 2}",
+        "{kind: buffered, arrivals: 2, max_age: 3}",
+        "{kind: buffered, arrivals: 2, deadline: 90}",
     ],
 )
-def test_a_recipe_is_refused_when_it_is_read_where_its_parts_are_when_they_are_put_together(
-    wire: str, schedule: str, key: str
-) -> None:
+def test_what_a_schedule_goes_with_goes_with_it_in_a_recipe_and_put_together(wire: str, schedule: str) -> None:
     clock, timed, coded = "engine.clock={median: 60}", f"federation.schedule={schedule}", f"wire={wire}"
     side = replace(experiment().server, recipe=read_recipe("digits", [clock, timed]))
     row = transforms_of(read_recipe("digits", [clock, coded]))
-    if not (key and "up" in wire):
-        read_recipe("digits", [clock, timed, coded])
-        plan(*row, schedule=schedule_of(side))
-        return
-    with pytest.raises(LichenError, match=r"with wire.up a client remembers") as together:
-        plan(*row, schedule=schedule_of(side))
-    with pytest.raises(LichenError, match=r"with wire.up a client remembers") as read:
-        read_recipe("digits", [clock, timed, coded])
-    assert (together.value.where, read.value.where) == ("federation.schedule", f"federation.schedule.{key}")
-    assert together.value.fix == read.value.fix
+    read = read_recipe("digits", [clock, timed, coded])
+    assert plan(*row, schedule=schedule_of(side)).schedule == schedule_of(replace(side, recipe=read))

@@ -28,6 +28,7 @@ from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import Collected, collect
 from lichen.core.collecting.history import Retains
 from lichen.core.collecting.in_flight import give_up_old, now_in_flight
+from lichen.core.collecting.rollback import rollback_after, with_rollback
 from lichen.core.contracts.algorithm import Report, ServerState
 from lichen.core.contracts.engine import Engine
 from lichen.core.contracts.server import Aggregator, Sampler, ServerOptimizer
@@ -126,7 +127,7 @@ class Average:
             base=self.base,
             settings=self._settings(state),
         )
-        jobs = self.downlink.jobs(job, downlink)
+        jobs = tuple(with_rollback(one, state.rollback) for one in self.downlink.jobs(job, downlink))
         transforms = transforms_of(self.admission.works.get(self.work))
         came = collect(
             engine,
@@ -161,7 +162,8 @@ class Average:
             shared, optimizer = self.optimizer.update(change, state.optimizer, state.shared)
             downlink = self.downlink.advance(shared, downlink, derive(seed, "down"))
             state = replace(state, shared=shared, optimizer=optimizer, transforms=transformed)
-        state = replace(state, downlink=downlink)
+        rollback = rollback_after(state.rollback, came, counted=enough, old=old)
+        state = replace(state, downlink=downlink, rollback=rollback)
         if clients and not enough:
             metrics["skipped"] = 1.0
         metrics.update(_ages(came, state.round))
@@ -219,7 +221,8 @@ class Average:
             seed=0,
             base=self.base,
         )
-        jobs = self.downlink.jobs(job, state.downlink, whole=True)
+        busy = frozenset(client for flight in state.in_flight for client in flight.waiting)
+        jobs = [with_rollback(one, state.rollback, busy) for one in self.downlink.jobs(job, state.downlink, whole=True)]
         came = collect(engine, jobs, admission=self.admission)
         for sent in jobs:
             answered = came.client_N.tolist()

@@ -192,6 +192,7 @@ METHODS = Family(
                     Property.EPOCHS,
                     Property.ACCUMULATION,
                     Property.LAYER_TURNS,
+                    Property.LOST_ANSWERS,
                 }
             ),
             reads=_PACE | {"weight_decay", "clip"},

@@ -102,7 +102,8 @@ def answer(
 
     Private state is staged under version ``job.version + 1``: it counts once the server has
     acknowledged that version, and is overwritten by a job that repeats it. What a client had at the version
-    that the setting ``best_version`` names stays beside it.
+    that the setting ``best_version`` names stays beside it. Who the job's ``rollback`` names goes on from what it had
+    at that version.
 
     Args:
         job: What is asked.
@@ -171,7 +172,7 @@ def task_and_blocks(
     base: str,
     block_size: int | ClientsPerBlock,
 ) -> tuple[ClientTask, deque[tuple[int, ...]]]:
-    """``(task, the job's clients in blocks)``.
+    """``(task, the job's clients in blocks)``, once private state of answers that did not count is gone.
 
     Raises:
         LichenError: if the node does not know the work, or holds another base model.
@@ -188,6 +189,8 @@ def task_and_blocks(
         )
     client_task = client_tasks[job.work]
     size, client_task = (block_size, client_task) if isinstance(block_size, int) else block_size(job, client_task)
+    here = set(job.clients)
+    store.roll_back({client: before for client, before in job.rollback.items() if client in here}, job.version)
     split = store.split_by_state(job.clients, job.version)
     return client_task, deque(block for some in split for block in blocks(some, client_task.source, size))
 

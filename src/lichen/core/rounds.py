@@ -86,7 +86,8 @@ def _save(save: Callable[[Path, ServerState], object], path: Path, state: Server
 
 
 def save_state(path: Path, state: ServerState) -> str:
-    """Write the server's state atomically; of jobs in flight and a clock there is nothing where there are none.
+    """Write the server's state atomically; of jobs in flight, a clock and answers that did not count there is
+    nothing where there are none.
 
     Returns:
         The file's digest.
@@ -102,6 +103,8 @@ def save_state(path: Path, state: ServerState) -> str:
     }
     for place, flight in enumerate(state.in_flight):
         parts[f"flight/{place}"] = flight.job.shared.flat()
+    if state.rollback:
+        parts["rollback"] = {"pairs": torch.tensor(sorted(state.rollback.items()), dtype=torch.int64)}
     for part, tensors in parts.items():
         tree = trees.join(f"{part}/", tensors, tree)
     tree["best_value"] = torch.tensor(state.best_value, dtype=torch.float64)
@@ -126,6 +129,7 @@ def load_state(path: Path) -> ServerState:
         best, tree = trees.split(tree, "best/")
         downlink, tree = trees.split(tree, "links/")
         transforms, tree = trees.split(tree, "transforms/")
+        rollback, tree = trees.split(tree, "rollback/")
         return ServerState(
             round=int(header["round"]),
             shared=Shared.of_flat(shared),
@@ -140,6 +144,7 @@ def load_state(path: Path) -> ServerState:
                 for place, about in enumerate(header.get("in_flight", ()))
             ),
             clock=float(header.get("clock", 0.0)),
+            rollback=dict(rollback["pairs"].tolist()) if rollback else {},
         )
     except KeyError as error:
         raise LichenError(f"is not a server state: {error} is missing", where=str(path)) from None
@@ -148,7 +153,9 @@ def load_state(path: Path) -> ServerState:
 def _flight_header(flight: Flight) -> dict[str, Any]:
     """What JSON holds of a job in flight: it will be submitted again for those who are waited for, ``shared`` whole."""
     job = flight.job
+    back = [(client, job.rollback[client]) for client in flight.waiting if client in job.rollback]
     return {
+        **({"rollback": back} if back else {}),
         "work": job.work,
         "version": job.version,
         "clients": flight.waiting,
@@ -172,5 +179,6 @@ def _flight(about: dict[str, Any], shared: Tree) -> Flight:
         settings=about["settings"],
         texts=tuple(about["texts"]),
         snapshot=about["snapshot"],
+        rollback={int(client): int(before) for client, before in about.get("rollback", ())},
     )
     return Flight(job=job, waiting=job.clients, sent=float(about["sent"]))

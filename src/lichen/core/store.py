@@ -2,7 +2,8 @@
 
 Private state is versioned. A round that trains version v stages its result as v + 1; loading for
 version v takes the newest file not above v. A killed round therefore leaves nothing to undo: its
-staged files are newer than the server's version and are overwritten when the round is repeated.
+staged files are newer than the server's version and are overwritten when the round is repeated. Where an
+answer did not count, the next job says so, and what was staged with it is deleted before that job begins.
 
 All of it is private unless a caller says otherwise: files of mode 0600 in folders of 0700.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -157,6 +158,20 @@ class ClientStore:
             for old in versions:
                 if old < needed and old != pinned:
                     os.unlink(f"{folder_of_client}/{old}.safetensors")
+
+    def roll_back(self, before: Mapping[int, int], version: int) -> None:
+        """Delete what clients have staged since their last answer that counted, as a job says; twice is as once.
+
+        Args:
+            before: By client, the version of the first of its answers that did not count: states above it go.
+            version: Of the job; what was staged above that belongs to it or to a later one, and stays.
+        """
+        for client, first in before.items():
+            folder = self._folder_of(client)
+            for staged in _versions(folder):
+                if first < staged <= version:
+                    with suppress(FileNotFoundError):
+                        os.unlink(f"{folder}/{staged}.safetensors")
 
     def digest(self, client: int, version: int) -> str:
         """Digest of the state that a client was staged under this very version; empty where there is none."""

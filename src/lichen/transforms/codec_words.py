@@ -23,8 +23,8 @@ from lichen.declared import Property
 
 __all__ = ["CODED_LACKS", "read_codecs"]
 
-CODED_LACKS = frozenset({Property.SUMS, Property.LOST_ANSWERS})
-"""What does not hold where messages are coded, and clients remember what that lost, as those of a recipe do."""
+CODED_LACKS = frozenset({Property.SUMS})
+"""What does not hold where messages are coded."""
 
 _INT = re.compile(r"int([248])(~?)(?:/([1-9]\d{0,8}))?")
 _SIGN = re.compile(r"sign(?:/([1-9]\d{0,8}))?")

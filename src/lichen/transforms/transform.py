@@ -51,7 +51,8 @@ class Transform(Protocol):
     @property
     def lacks(self) -> frozenset[Property]:
         """What is no longer possible with it: ``SUMS`` where the server must look at each message on arrival,
-        ``LOST_ANSWERS`` where its clients would remember wrongly if a message did not count.
+        ``LOST_ANSWERS`` where its clients remember a message elsewhere than in their private state, which goes back
+        where a message did not count.
         """
         ...
 

@@ -3,8 +3,10 @@
 With error feedback a client adds what was lost to its next change, codes the sum, and keeps what that
 loses: over many rounds the sum of what arrived follows the sum of what was meant, however coarse a single
 message is. The memory is private state under ``wire/``, float32, one tensor for each shared one, staged by
-version as all private state, so that a killed round leaves no trace. Where a client failed or has weight 0,
-what it sends is not counted, and its memory stays as it was.
+version as all private state, so that a killed round leaves no trace, and an answer that did not count none
+either: the client's next job says so, and its memory is that of its last answer that counted. So the sum of
+what was decoded of the answers that counted, and the memory, is the sum of the changes that those answers
+meant. Where a client failed or has weight 0, what it sends is not counted, and its memory stays as it was.
 
 References:
     Frank Seide, Hao Fu, Jasha Droppo, Gang Li and Dong Yu. "1-Bit Stochastic Gradient Descent and its
@@ -75,8 +77,8 @@ class Coded:
 
     @property
     def lacks(self) -> frozenset[Property]:
-        """Sums, as each message is looked at, if only to decode it; with error feedback, lost answers."""
-        return CODED_LACKS if self.error_feedback else CODED_LACKS - {Property.LOST_ANSWERS}
+        """Sums, as each message is looked at, if only to decode it."""
+        return CODED_LACKS
 
     def declared(self, expected: Expected) -> Expected:
         """Tensors of real numbers in one row whose length follows from chain and layout."""

@@ -48,6 +48,7 @@ class Collected:
         metrics: Their metrics that were asked for, ``(N, ...)``.
         attendance: Who came, of those who answered or were given up.
         in_flight: Jobs that somebody has yet to answer.
+        lost: ``(client, version of its job)`` of those who answered or were given up, and do not count.
     """
 
     total: Any
@@ -57,6 +58,7 @@ class Collected:
     metrics: Tree = field(default_factory=dict)
     attendance: Attendance = field(default_factory=Attendance)
     in_flight: tuple[Flight, ...] = ()
+    lost: tuple[tuple[int, int], ...] = ()
 
 
 @final
@@ -172,8 +174,10 @@ def collect(
         came.total = engine.merge(aggregator, came.total)
     # Of those in flight nothing is known yet.
     unknown = {number: waiting[number] if any(f.number == number for f in left) else set[int]() for number in flights}
-    requested = [c for number, flight in flights.items() for c in flight.waiting if c not in unknown[number]]
-    return replace(_joined(engine, requested, came), in_flight=left)
+    requested = [(c, one.job.version) for n, one in flights.items() for c in one.waiting if c not in unknown[n]]
+    joined = _joined(engine, [client for client, _ in requested], came)
+    counted_N = set(joined.client_N.tolist())
+    return replace(joined, in_flight=left, lost=tuple(one for one in requested if one[0] not in counted_N))
 
 
 def _receive(

@@ -31,14 +31,18 @@ def now_in_flight(state: ServerState, engine: Engine) -> ServerState:
     return replace(state, in_flight=tuple(flights))
 
 
-def give_up_old(state: ServerState, engine: Engine, schedule: Schedule) -> tuple[ServerState, tuple[int, ...]]:
-    """``(state, clients that are free again)`` without jobs whose answers would weigh nothing."""
-    flying, free = list[Flight](), list[int]()
+def give_up_old(state: ServerState, engine: Engine, schedule: Schedule) -> tuple[ServerState, dict[int, int]]:
+    """The state without jobs whose answers would weigh nothing, and the clients that are free again.
+
+    Returns:
+        ``(state, by client, ascending, the version of its job)``.
+    """
+    flying, free = list[Flight](), dict[int, int]()
     for flight in state.in_flight:
         if schedule.discount(state.round - flight.job.version) > 0:
             flying.append(flight)
             continue
-        free += flight.waiting
+        free |= dict.fromkeys(flight.waiting, flight.job.version)
         if flight.number is not None:
             engine.cancel(flight.number)
-    return replace(state, in_flight=tuple(flying)), tuple(sorted(free))
+    return replace(state, in_flight=tuple(flying)), dict(sorted(free.items()))

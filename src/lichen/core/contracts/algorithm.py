@@ -32,6 +32,8 @@ class ServerState:
         in_flight: Jobs that somebody has yet to answer, with the tensors they were sent; oldest first.
         transforms: What transforms keep of their total halves, each under its name; empty where none keeps anything.
         clock: Seconds since the start, where the engine has a virtual clock.
+        rollback: Clients whose last answer did not count, and the version of the first such since the last that did:
+            from what they had then they go on. Empty where every answer counted.
     """
 
     round: int
@@ -44,6 +46,7 @@ class ServerState:
     in_flight: tuple[Flight, ...] = ()
     transforms: Tree = field(default_factory=dict)
     clock: float = 0.0
+    rollback: Mapping[int, int] = field(default_factory=dict)
 
 
 @final

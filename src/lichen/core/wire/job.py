@@ -3,8 +3,12 @@
 A job need not carry what its client has: where it names the ``snapshot`` that ``shared`` is, a client that
 holds that view is sent no tensors, and one that holds an older one the steps from there.
 
+A client learns with a job what became of its answers: where those since some version did not count, the job says from
+which on, and the client goes on from the private state that it had then.
+
 In a blob, ``i`` holds version, seed and clients, ``n`` the settings, ``x`` the texts, ``s.*`` the shared tensors
-and ``d.<place>.*`` the steps; few tensors, since each one costs some seventy bytes of names and places.
+and ``d.<place>.*`` the steps, ``b`` who goes back and to which version; few tensors, since each one costs some seventy
+bytes of names and places.
 """
 
 from __future__ import annotations
@@ -48,6 +52,8 @@ class Job:
         deltas: ``(snapshot before, what leads on)``, oldest first; the last leads to ``snapshot``.
         acked: The view each client holds already; no entry where it holds none. A job that came over
             the wire without ``shared`` holds its own steps alone, and they begin at this view.
+        rollback: By client, the version since which no answer of it has counted: what it has staged above that is no
+            more. No entry where its last answer counted.
     """
 
     work: str
@@ -61,6 +67,7 @@ class Job:
     snapshot: str = ""
     deltas: tuple[tuple[str, dict[str, Tensor]], ...] = ()
     acked: Mapping[int, str] = field(default_factory=dict)
+    rollback: Mapping[int, int] = field(default_factory=dict)
 
 
 def link(job: Job) -> Link:
@@ -94,15 +101,15 @@ def job_size(job: Job) -> int:
 
 
 def sizes(job: Job) -> int:
-    """Bytes that would cross for all clients of a job; those that hold one view are sent equally many.
+    """Bytes that would cross for all clients of a job; of those that hold one view and go on alike, equally many.
 
     >>> job = Job(work="train", shared=Shared({"w": torch.ones(3)}), version=0, clients=(7, 8), seed=1)
     >>> sizes(job) == 2 * job_size(replace(job, clients=(7,)))
     True
     """
-    alike: dict[str, list[int]] = {}
+    alike: dict[tuple[str, int | None], list[int]] = {}
     for client in job.clients:
-        alike.setdefault(job.acked.get(client, ""), []).append(client)
+        alike.setdefault((job.acked.get(client, ""), job.rollback.get(client)), []).append(client)
     return sum(job_size(replace(job, clients=(some[0],))) * len(some) for some in alike.values())
 
 
@@ -114,6 +121,8 @@ def _parts(job: Job) -> tuple[dict[str, object], dict[str, Tensor]]:
         body["n"] = torch.tensor([job.settings[name] for name in names], dtype=torch.float64)
     if job.texts:
         fields["texts"], body["x"] = encode_texts(job.texts)
+    if back := [(client, job.rollback[client]) for client in job.clients if client in job.rollback]:
+        body["b"] = torch.tensor(back, dtype=torch.int64)
     how = link(job)
     if how == "full":
         return fields, {**body, **{f"s.{name}": x for name, x in job.shared.flat().items()}}
@@ -146,7 +155,12 @@ def unpack_job(data: bytes, *, most_text: int = MOST_TEXT) -> Job:
         names, lengths = fields.names("settings"), fields.lengths("texts")
         numbers = require_tensor(tensors.pop("n"), "n", torch.float64, 1).tolist() if names else []
         texts = decode_texts(lengths, tensors.pop("x"), most_text) if lengths else ()
-        acked = fields.text("held")
+        acked, back = fields.text("held"), tensors.pop("b", torch.empty(0, 2, dtype=torch.int64))
+        rollback = dict(require_tensor(back, "b", torch.int64, 2).tolist())
+        if len(rollback) < len(back) or not rollback.keys() <= set(clients):
+            raise ValueError("who goes back is no client of the job, or stands there twice")
+        if any(not 0 <= before <= version for before in rollback.values()):
+            raise ValueError("a client goes back to a version that is not before the job's")
         shared = {key[2:]: tensors.pop(key) for key in list(tensors) if key.startswith("s.")}
         deltas = _deltas(tensors, fields.count("steps", most=MOST_DELTAS if acked else 0))
         return Job(
@@ -161,6 +175,7 @@ def unpack_job(data: bytes, *, most_text: int = MOST_TEXT) -> Job:
             snapshot=fields.text("view"),
             deltas=tuple((acked if i == 0 else "", payload) for i, payload in enumerate(deltas)),
             acked=dict.fromkeys(clients, acked) if acked else {},
+            rollback=rollback,
         )
     except (KeyError, ValueError) as error:
         raise LichenError(f"a field of the job is missing or wrong: {error}", where="job") from None

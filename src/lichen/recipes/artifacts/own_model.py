@@ -85,4 +85,5 @@ def _private(folder: Path, column: str, client: int, *, newest: bool) -> Tree | 
         return None
     place = min(whole, key=lambda one: (whole[one].best_value, one))
     version = whole[place].best_round if whole[place].best_round >= 0 else last
-    return ClientStore(place / "clients").load([client], 2 * last if newest else version)
+    version = 2 * last if newest else version
+    return ClientStore(place / "clients").load([client], min(version, whole[place].rollback.get(client, version)))

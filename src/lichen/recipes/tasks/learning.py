@@ -7,7 +7,7 @@ its best round on validation rows, and is scored once on test rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from lichen.core import tree as trees
 from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.collect import drain
 from lichen.core.collecting.history import History
+from lichen.core.collecting.rollback import with_rollback
 from lichen.core.contracts.algorithm import Algorithm, Report, ServerState
 from lichen.core.contracts.client import ClientTask, Source
 from lichen.core.contracts.engine import Engine
@@ -236,6 +237,7 @@ def scored(
     version: int = 0,
     admission: Admission | None = None,
     summed: bool = False,
+    rollback: Mapping[int, int] | None = None,
 ) -> Tree:
     """Everybody's sums over its own test rows, ``(N, ...)``, with these tensors.
 
@@ -247,6 +249,7 @@ def scored(
         version: Of the private state that goes with them.
         admission: What counts of the answers; None: by the server's side alone.
         summed: Ask for the sums of all clients alone, ``(1, ...)``, under masks.
+        rollback: By client, since when its answers did not count, where private state goes with them.
 
     Raises:
         LichenError: if a client could not say, or was not there; of sums, if nobody was.
@@ -254,6 +257,7 @@ def scored(
     everyone = tuple(range(len(server.roster)))
     work, admission = SUMMED_TEST if summed else work, admission or admission_of(server)
     job = Job(work=work, shared=shared, version=version, clients=everyone, seed=0, base=server.model.base)
+    job = with_rollback(job, {client: before for client, before in (rollback or {}).items() if before < version})
     return score_summed(engine, job, admission) if summed else score_everyone(engine, job, admission)[1]
 
 
@@ -340,12 +344,23 @@ def federated_column(
             found = test(label, shared)
         else:
             summed = scores == "summed"
-            ask = partial(scored, server, made[lr], shared, version=version, admission=admission, summed=summed)
+            ask = partial(
+                scored,
+                server,
+                made[lr],
+                shared,
+                version=version,
+                admission=admission,
+                summed=summed,
+                rollback=best.rollback,
+            )
             found = column_of(recipe, folder.tree(label, ask), len(server.roster), summed=summed)
         return replace(found, lr=lr, shared=shared, best_round=best.best_round)
 
     def own() -> Column:
-        ask = partial(scored, server, made[lr], shared, version=best.best_round, admission=admission)
+        ask = partial(
+            scored, server, made[lr], shared, version=best.best_round, admission=admission, rollback=best.rollback
+        )
         return replace(own_column(server, folder, f"{name}.personal", ask), lr=lr, best_round=best.best_round)
 
     # What stayed at home in the best round lies beside what is newest, under that round's version.

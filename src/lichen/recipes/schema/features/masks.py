@@ -42,6 +42,12 @@ MASKS: tuple[Feature, ...] = (
         ),
         clashes=(
             _clash(
+                "optimizer.name",
+                lambda r: r.optimizer.name == "scaffold",
+                "control variates beside the change are not supported under masks",
+                "use adamw, sgd or mezo",
+            ),
+            _clash(
                 "federation.schedule.kind",
                 lambda r: r.federation.schedule.kind == "buffered",
                 "clients of one round cancel one another's masks, and a buffered step takes them from several",
