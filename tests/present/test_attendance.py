@@ -36,14 +36,15 @@ def test_what_a_stranger_sent_is_cut_short_and_steers_no_terminal() -> None:
     assert len(SOME.named[0].what) < 500
     assert "\x1b" not in SOME.named[0].what
     line = attendance_text(Event(column="federated", report=ROUNDS[0], total_rounds=2, grid=""))
-    assert "1 of 3 count; refused: 999 names, 1 twice; missing: 1: client 4: brings tensor" in line
+    assert "1 of 3 count; late 1 (client 5), not admitted 1 (client 4): client 4: brings tensor" in line
     assert attendance_text(Event(column="federated", report=ROUNDS[1], total_rounds=2, grid="")) == ""
 
 
 def test_a_summary_adds_the_rounds_up_and_the_table_shows_it() -> None:
     told = {"invited": 6, "arrived": 4, "refused": {"names": 999, "twice": 1}, "missing": 1, "skipped": 1}
+    told["causes"] = {"late": 1, "not admitted": 1}
     assert attendance_of(ROUNDS) == told
     assert attendance_of(ROUNDS[1:]) is None
     text = table_text(summary_table({**SUMMARY, "attendance": told}))
-    assert "4 of 6 count; refused: 999 names, 1 twice; missing: 1; rounds skipped: 1" in text
+    assert "4 of 6 count; late 1, not admitted 1; refused: 999 names, 1 twice; missing: 1; rounds skipped: 1" in text
     assert "answers to the rounds" not in table_text(summary_table({**SUMMARY, "attendance": None}))

@@ -71,7 +71,14 @@ SUMMARY: dict[str, Any] = {
         "valid_down": 1_089_950.0,
         "validators": 50,
     },
-    "attendance": {"invited": 110, "arrived": 107, "refused": {"shape": 2}, "missing": 1, "skipped": 0},
+    "attendance": {
+        "invited": 110,
+        "arrived": 107,
+        "refused": {"shape": 2},
+        "missing": 1,
+        "skipped": 0,
+        "causes": {"late": 1, "not admitted": 2},
+    },
     "training": {
         "federated": {
             "rounds": 8,

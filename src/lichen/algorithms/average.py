@@ -167,12 +167,12 @@ class Average:
         if clients and not enough:
             metrics["skipped"] = 1.0
         metrics.update(_ages(came, state.round))
-        attendance = came.attendance + Attendance.of(old, (), ()) if old else came.attendance
+        attendance = came.attendance + Attendance.of(old, (), (), missing="given up") if old else came.attendance
         state = replace(state, round=state.round + 1, in_flight=came.in_flight)
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
         if self.valid and is_validated(state.round, self.valid_every, self.rounds):
             state, judged, came_to_judge = self.validate(state, engine)
-            attendance += came_to_judge
+            attendance += came_to_judge.judging()
             metrics.update(judged)
         if isinstance(engine, VirtualClock):
             metrics["time"] = engine.now()

@@ -84,4 +84,4 @@ def machine_fault(error: BaseException, *, where: str = "") -> LichenError | Non
     if number == errno.ENOMEM:
         fix = _LESS
         what += f": {size[1]} at once" if size else ""
-    return LichenError(what, where=place, fix=fix)
+    return LichenError(what, where=place, fix=fix, reason="machine")

@@ -15,7 +15,23 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.visible import clipped, visible
 
-__all__ = ["ATTENDED", "Attendance", "Receipt", "Refusal", "Reply", "merged"]
+__all__ = ["ATTENDED", "CAUSES", "JUDGING", "Attendance", "Receipt", "Refusal", "Reply", "merged"]
+
+CAUSES = {
+    "late": "no answer in time",
+    "given up": "its job was too old",
+    "gone": "its site was not there",
+    "silent": "its site was there, and said nothing",
+    "declined": "its site would not do it",
+    "machine": "its machine refused: memory, disk or rights",
+    "failed": "it could not do it",
+    "not admitted": "its message was refused",
+    "absent": "it never took part",
+}
+"""Why a client that was asked does not count, a word each, and what the word says."""
+
+JUDGING = "validation: "
+"""Before a cause: it did not answer when it was asked to validate."""
 
 LETTERS = 400
 """Of each part of a refusal."""
@@ -58,6 +74,7 @@ class Refusal:
         where: The place that a client's own error names.
         fix: What may help.
         times: How often it came.
+        cause: Of :data:`CAUSES`, where the transport or the client knows it; empty: as ``reason`` has it.
     """
 
     client: int
@@ -66,6 +83,14 @@ class Refusal:
     where: str = ""
     fix: str = ""
     times: int = 1
+    cause: str = ""
+
+    @property
+    def of_cause(self) -> str:
+        """Its cause, of :data:`CAUSES`."""
+        if self.cause in CAUSES:
+            return self.cause
+        return self.reason if self.reason in CAUSES else "failed" if self.reason == "error" else "not admitted"
 
     def shown(self) -> Refusal:
         """The same, cut short, and with nothing that steers a terminal."""
@@ -97,7 +122,7 @@ class Receipt(NamedTuple):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attendance:
-    """Who answered in a round.
+    """Who answered in a round, and of each other why not.
 
     Attributes:
         invited: Clients that were asked.
@@ -106,6 +131,8 @@ class Attendance:
         named: The first of them.
         missing: Clients from whom nothing came that counts, and nothing that was refused, in time.
         receipts: The messages that count, by client; those of validation after those of training.
+        causes: Of all who were asked and do not count, the clients by cause (:data:`CAUSES`, in that order), each once
+            and ascending; of those asked to validate, by the cause after :data:`JUDGING`.
 
     >>> some = Attendance.of([3, 4, 5], [3], [Refusal(client=4, reason="shape", what="w is too long")])
     >>> some.arrived, dict(some.refused), some.missing
@@ -118,6 +145,7 @@ class Attendance:
     named: tuple[Refusal, ...] = ()
     missing: tuple[int, ...] = ()
     receipts: tuple[Receipt, ...] = ()
+    causes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -126,10 +154,14 @@ class Attendance:
         arrived: Iterable[int],
         refused: Iterable[Refusal],
         receipts: tuple[Receipt, ...] = (),
+        *,
+        missing: str = "late",
     ) -> Attendance:
-        """From those invited, those that count, the refusals, and what counts."""
+        """From those invited, those that count, the refusals, what counts, and why the others are missing."""
         invited, arrived, refused = tuple(invited), set(arrived), tuple(refused)
+        why = {client: missing for client in invited if client not in arrived}
         refused_clients = {refusal.client for refusal in refused}
+        why |= {refusal.client: refusal.of_cause for refusal in reversed(refused) if refusal.client in why}
         return cls(
             invited=len(invited),
             arrived=len(arrived),
@@ -137,7 +169,12 @@ class Attendance:
             named=tuple(refusal.shown() for refusal in refused[:NAMED]),
             missing=tuple(c for c in invited if c not in arrived and c not in refused_clients),
             receipts=receipts,
+            causes=_by_cause((cause, client) for client, cause in why.items()),
         )
+
+    def judging(self) -> Attendance:
+        """The same, of clients that were asked to validate."""
+        return replace(self, causes={f"{JUDGING}{cause}": clients for cause, clients in self.causes.items()})
 
     def __add__(self, other: Attendance) -> Attendance:
         return Attendance(
@@ -147,7 +184,24 @@ class Attendance:
             named=(*self.named, *other.named)[:NAMED],
             missing=tuple(sorted({*self.missing, *other.missing})),
             receipts=(*self.receipts, *other.receipts),
+            causes=_by_cause(
+                (cause, client) for one in (self, other) for cause, clients in one.causes.items() for client in clients
+            ),
         )
+
+    def causes_text(self, names: int = 0) -> str:
+        """How many do not count, by cause, in one line; with the first clients of each where ``names`` are wanted.
+
+        >>> Attendance.of([3, 4, 5], [3], [Refusal(client=4, reason="error", what="", cause="gone")]).causes_text(1)
+        'late 1 (client 5), gone 1 (client 4)'
+        """
+        parts = list[str]()
+        for cause, clients in self.causes.items():
+            first = ", ".join(str(client) for client in clients[:names])
+            more = ", ..." if len(clients) > names else ""
+            who = f" (client{'s' * (len(clients) > 1)} {first}{more})" if names else ""
+            parts.append(f"{cause} {len(clients)}{who}")
+        return ", ".join(parts)
 
     def summary(self) -> str:
         """One line; empty where everybody came and nothing was refused.
@@ -163,6 +217,15 @@ class Attendance:
         if self.missing:
             parts.append(f"missing: {len(self.missing)}")
         return "; ".join(parts)
+
+
+def _by_cause(pairs: Iterable[tuple[str, int]]) -> dict[str, tuple[int, ...]]:
+    """Clients by cause, those of training before those of validation."""
+    found = dict[str, set[int]]()
+    for cause, client in pairs:
+        found.setdefault(cause, set()).add(client)
+    order = [f"{when}{cause}" for when in ("", JUDGING) for cause in CAUSES]
+    return {cause: tuple(sorted(found[cause])) for cause in order if cause in found}
 
 
 def _times(refused: Iterable[Refusal]) -> Counter[str]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lichen.core.errors import LichenError
 from lichen.core.files.manifest import MANIFEST, check
+from lichen.core.replies import JUDGING
 from lichen.present.cells import read_cell, text_cell
 from lichen.present.column_names import column_title
 from lichen.present.gains import harmed_below
@@ -25,6 +27,8 @@ from lichen.present.units import score_text
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from lichen.core.contracts.algorithm import Report
+
 __all__ = ["client_rows", "clients_csv", "clients_table", "read_clients"]
 
 NAME = "clients.csv"
@@ -32,7 +36,10 @@ NAME = "clients.csv"
 COUNTS = ("train", "valid", "test", "cut")
 """Rows of a client by part, and how many of them ``data.max_length`` cuts."""
 
-WORDS = ("client", "harmed")
+INVITED = ("invited", "counted")
+"""How often a client was asked to train, and how often its answer counted, where anybody's did not."""
+
+WORDS = ("client", "harmed", "why not")
 """What is no number."""
 
 
@@ -42,6 +49,7 @@ def client_rows(
     scores: Mapping[str, Sequence[float]],
     *,
     higher_is_better: bool,
+    rounds: Sequence[Report] = (),
 ) -> list[dict[str, Any]]:
     """A mapping for each client: ``client``, its rows, its score in every column, ``gain`` and ``harmed``.
 
@@ -53,7 +61,10 @@ def client_rows(
         scores: By column, one a client.
         higher_is_better: What a gain is: how much better ``federated`` is than ``alone``, positive if it is; than
             ``alone_best`` where that is better on average.
+        rounds: Of the federated column: where somebody did not count, each client has how often it was ``invited`` to
+            train and ``counted``, and ``why not``, by cause.
     """
+    came = _attended(rounds)
     columns = [*COLUMNS, *(name for name in scores if name not in COLUMNS)]
     sign = 1.0 if higher_is_better else -1.0
     against = stronger_alone(scores, higher_is_better) or "alone"
@@ -69,9 +80,30 @@ def client_rows(
                 **mine,
                 "gain": None if alone is None or joined is None else sign * (joined - alone),
                 "harmed": harmed_below(mine, higher_is_better=higher_is_better) or None,
+                **({} if came is None else came(place)),
             }
         )
     return rows
+
+
+def _attended(rounds: Sequence[Report]) -> Callable[[int], dict[str, Any]] | None:
+    """How often a client came to rounds, and why not; None where everybody did."""
+    invited, away = Counter[int](), Counter[int]()
+    causes: dict[int, Counter[str]] = {}
+    for report in rounds:
+        invited.update(report.clients)
+        for cause, clients in report.attendance.causes.items():
+            away.update(clients if not cause.startswith(JUDGING) else ())
+            for client in clients:
+                causes.setdefault(client, Counter())[cause] += 1
+    if not causes:
+        return None
+
+    def of(client: int) -> dict[str, Any]:
+        why = ", ".join(f"{cause} {count}" for cause, count in causes.get(client, {}).items())
+        return {"invited": invited[client], "counted": max(invited[client] - away[client], 0), "why not": why or None}
+
+    return of
 
 
 def finite_or_none(value: float | None) -> float | None:
@@ -123,7 +155,7 @@ def _row(heads: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
         elif head in WORDS:
             row[head] = read_cell(cell)
         else:
-            row[head] = int(cell) if head in COUNTS else float(cell)
+            row[head] = int(cell) if head in (*COUNTS, *INVITED) else float(cell)
     return row
 
 
@@ -143,6 +175,9 @@ def clients_table(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any])
     table = new_table(title, *titles, numbers=[t for t, head in zip(titles, heads, strict=True) if head not in WORDS])
     order = sorted(rows, key=lambda row: (row["gain"] is not None, row["gain"] or 0.0, row["client"]))
     for row in order:
-        cells = ["" if row[h] is None else str(row[h]) if h in (*COUNTS, *WORDS) else score_text(row[h]) for h in heads]
+        cells = [
+            "" if row[h] is None else str(row[h]) if h in (*COUNTS, *INVITED, *WORDS) else score_text(row[h])
+            for h in heads
+        ]
         table.add_row(*map(Text, cells))
     return table

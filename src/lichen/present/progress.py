@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress", "event_text"]
 
+FIRST = 4
+"""Clients of each cause that a line names."""
+
 
 def event_text(event: Event, mean_seconds: float) -> str:
     """One round as one line.
@@ -52,13 +55,15 @@ def event_text(event: Event, mean_seconds: float) -> str:
 
 
 def attendance_text(event: Event) -> str:
-    """Who did not come in a round, and what was refused, as one line; empty where all is well."""
+    """Who did not come in a round, by cause, and what was refused, as one line; empty where all is well."""
     attendance = event.report.attendance
     if not attendance.summary():
         return ""
     first = attendance.named[0] if attendance.named else None
     why = f": client {first.client}: {first.what}" if first is not None else ""
-    return f"{column_title(event.column)}  round {event.report.round}  {attendance.summary()}{why}"
+    causes = attendance.causes_text(FIRST)
+    who = f"{attendance.arrived} of {attendance.invited} count; {causes}" if causes else attendance.summary()
+    return f"{column_title(event.column)}  round {event.report.round}  {who}{why}"
 
 
 @final

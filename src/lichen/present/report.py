@@ -122,6 +122,8 @@ def _attended(summary: Mapping[str, Any]) -> dict[str, str]:
     if attended is None:
         return {}
     parts = [f"{attended['arrived']} of {attended['invited']} count"]
+    if attended.get("causes"):
+        parts.append(", ".join(f"{cause} {count}" for cause, count in attended["causes"].items()))
     if attended["refused"]:
         parts.append("refused: " + ", ".join(f"{count} {reason}" for reason, count in attended["refused"].items()))
     parts += [f"missing: {attended['missing']}"] if attended["missing"] else []

@@ -141,6 +141,8 @@ class Attended(_Part):
     """Times nothing came in time."""
     skipped: _Count
     """Rounds with too few answers, which changed nothing."""
+    causes: dict[str, _Count] = Field(default_factory=dict)
+    """Times a client that was asked did not count, by cause."""
 
 
 class Attacked(_Part):
@@ -316,15 +318,17 @@ def attendance_of(reports: Sequence[Report]) -> dict[str, Any] | None:
     seen = [report.attendance for report in reports]
     if not any(attendance.summary() for attendance in seen):
         return None
-    refused = Counter[str]()
+    refused, causes = Counter[str](), Counter[str]()
     for attendance in seen:
         refused.update(attendance.refused)
+        causes.update({cause: len(clients) for cause, clients in attendance.causes.items()})
     return {
         "invited": sum(attendance.invited for attendance in seen),
         "arrived": sum(attendance.arrived for attendance in seen),
         "refused": dict(sorted(refused.items())),
         "missing": sum(len(attendance.missing) for attendance in seen),
         "skipped": sum("skipped" in report.metrics for report in reports),
+        "causes": dict(causes),
     }
 
 

@@ -5,8 +5,9 @@ last line, left by a kill in the middle of a write, is no fault: its round will 
 
 A line holds ``column, grid, round, total_rounds, clients, metrics, tokens, bytes_up, bytes_down,
 seconds, valid_up, valid_down``; a metric that is not finite is null, because JSON has no NaN. Lines of older
-runs lack the last two. Where not everybody came, or something was refused, ``attendance`` says so; where clients were
-valued, ``value`` says what each contributed.
+runs lack the last two. Where not everybody came, or something was refused, ``attendance`` says so: of all who were
+asked and do not count the clients by cause, no longer than the list of those asked, and the first refusals with their
+sentences. Where clients were valued, ``value`` says what each contributed.
 """
 
 from __future__ import annotations
@@ -126,6 +127,9 @@ def _attendance(record: Mapping[str, Any] | None) -> Attendance:
         refused={str(reason): int(count) for reason, count in record["refused"].items()},
         named=tuple(Refusal(**refusal) for refusal in record["named"]),
         missing=tuple(int(client) for client in record["missing"]),
+        causes={
+            str(cause): tuple(int(client) for client in clients) for cause, clients in record.get("causes", {}).items()
+        },
     )
 
 

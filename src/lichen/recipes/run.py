@@ -341,7 +341,7 @@ def _go(
     write_adapter_card(path, with_base_in_force(recipe, path))
     curves_png(path)
     higher = summary["higher_is_better"]
-    rows = who_gained(result, higher)
+    rows = who_gained(path, result, higher)
     if contributions is not None and not contributions.private:
         totals = contributions.totals
         rows = [{**row, "contribution": total} for row, total in zip(rows, totals, strict=True)]

@@ -41,7 +41,7 @@ from lichen.core.contracts.client import ClientWork, Dialogue, Receives
 from lichen.core.errors import LichenError
 from lichen.core.expected import Expected
 from lichen.core.message import Job, Message, concatenate_messages
-from lichen.core.replies import Refusal, Reply
+from lichen.core.replies import CAUSES, Refusal, Reply
 
 __all__ = ["OPEN", "Admission", "Limits", "rows_of"]
 
@@ -109,8 +109,10 @@ class Admission:
             what, where, fix = ("nothing came", "", "")
             if reply.error is not None:
                 what, where, fix = reply.error.what, reply.error.where, reply.error.fix
+            cause = reply.error.reason if reply.error is not None and reply.error.reason in CAUSES else ""
             return None, [
-                Refusal(client=client, reason=reply.reason, what=what, where=where, fix=fix) for client in reply.clients
+                Refusal(client=client, reason=reply.reason, what=what, where=where, fix=fix, cause=cause)
+                for client in reply.clients
             ]
         fault = form_fault(reply.message) or (declared_fault(reply.message, expected) if expected is not None else None)
         if fault is not None:

@@ -48,7 +48,8 @@ class Collected:
         metrics: Their metrics that were asked for, ``(N, ...)``.
         attendance: Who came, of those who answered or were given up.
         in_flight: Jobs that somebody has yet to answer.
-        lost: ``(client, version of its job)`` of those who answered or were given up, and do not count.
+        lost: ``(client, version of its job)`` of those who answered or were given up, and do not count; not of those
+            who never take part, whom no job reaches.
     """
 
     total: Any
@@ -176,8 +177,8 @@ def collect(
     unknown = {number: waiting[number] if any(f.number == number for f in left) else set[int]() for number in flights}
     requested = [(c, one.job.version) for n, one in flights.items() for c in one.waiting if c not in unknown[n]]
     joined = _joined(engine, [client for client, _ in requested], came)
-    counted_N = set(joined.client_N.tolist())
-    return replace(joined, in_flight=left, lost=tuple(one for one in requested if one[0] not in counted_N))
+    here = {*joined.client_N.tolist(), *joined.attendance.causes.get("absent", ())}
+    return replace(joined, in_flight=left, lost=tuple(one for one in requested if one[0] not in here))
 
 
 def _receive(
@@ -236,11 +237,11 @@ def _joined(engine: Engine, requested: Sequence[int], came: _Came) -> Collected:
         rows = trees.concatenate([{name: x for name, x in one.items() if name in common} for one in came.metrics])
         mine = trees.join("m.", rows, mine)
     shown = [refusal.shown() for refusal in came.refusals]
-    lines = [(str(r.client), r.reason, r.what, r.where, r.fix, str(r.times)) for r in shown]
+    lines = [(str(r.client), r.reason, r.what, r.where, r.fix, str(r.times), r.cause) for r in shown]
     client_N, tree, every = engine.join(torch.cat(came.ids) if came.ids else nobody, mine, lines)
     refused = [
-        Refusal(client=int(client), reason=reason, what=what, where=where, fix=fix, times=int(times))
-        for client, reason, what, where, fix, times in every
+        Refusal(client=int(client), reason=reason, what=what, where=where, fix=fix, times=int(times), cause=cause)
+        for client, reason, what, where, fix, times, cause in every
     ]
     weight_N = tree.pop("weight", torch.empty(0, dtype=torch.float64))
     version_N = tree.pop("version", nobody)

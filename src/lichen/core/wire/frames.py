@@ -37,6 +37,9 @@ KINDS = (b"J", b"M", b"Q", b"A", b".", b"E", b"?", b"!")
 PIECE = 1 << 20
 """Bytes read at once."""
 
+REASONS = frozenset({"declined", "machine"})
+"""Words for the reason of an error that a node may give with it; any other is not listened to."""
+
 ERROR = 1 << 14
 """Bytes of a node's error that are read."""
 
@@ -102,13 +105,15 @@ def _read(stream: BinaryIO, count: int) -> bytes:
 
 def pack_error(error: LichenError) -> bytes:
     """The body of an ``E`` frame."""
-    return json.dumps([error.what, error.where, error.fix]).encode()
+    reason = [error.reason] if error.reason else []
+    return json.dumps([error.what, error.where, error.fix, *reason]).encode()
 
 
 def unpack_error(body: bytes) -> LichenError:
     """What a node says of itself; where it says nonsense, that."""
     try:
-        what, where, fix = json.loads(body[:ERROR])
-        return LichenError(str(what), where=f"node: {where}" if where else "node", fix=str(fix))
+        what, where, fix, *reason = json.loads(body[:ERROR])
+        known = reason[0] if reason and reason[0] in REASONS else ""
+        return LichenError(str(what), where=f"node: {where}" if where else "node", fix=str(fix), reason=known)
     except (ValueError, TypeError, RecursionError):
         return LichenError(f"said: {body[:ERROR].decode(errors='replace')}", where="node")

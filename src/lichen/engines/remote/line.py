@@ -270,6 +270,7 @@ class Line:
         if error.cause == "silent":
             what = f"{why.what}; it {self.work} when it was heard last"
             why = LichenError(what, where=why.where, fix=why.fix)
+        why = LichenError(why.what, where=why.where, fix=why.fix, reason=_CAUSES[error.cause])
         if item is None:
             self._fail_open(why)
         elif isinstance(item, Errand):
@@ -284,10 +285,14 @@ class Line:
                 self._came(order, client, why)
 
 
+_CAUSES = {"gone": "gone", "silent": "silent", "refused": "declined", "failed": "failed"}
+
+
 def _replaced() -> LichenError:
-    return LichenError("its process has ended, and another has taken its place", where="node")
+    return LichenError("its process has ended, and another has taken its place", where="node", reason="gone")
 
 
 def _ended() -> LichenError:
     what = f"its process has ended {_ENDS} times with this job, perhaps for want of memory"
-    return LichenError(what, where="node", fix="take a smaller federation.batch_size, or leave this site out")
+    fix = "take a smaller federation.batch_size, or leave this site out"
+    return LichenError(what, where="node", fix=fix, reason="gone")

@@ -83,7 +83,10 @@ class Talks:
             LichenError: if the bytes are no job, go on from a view that this site lacks, or are not let pass.
         """
         job = self._snapshots.whole(unpack_job(data))
-        self.guard.job(job, recipe=recipe, invited=invited)
+        try:
+            self.guard.job(job, recipe=recipe, invited=invited)
+        except LichenError as error:
+            raise _declined(error) from None
         return job, _digest(job)
 
     def begin(self, order: int, job: Job, digest: str) -> bytes:
@@ -94,6 +97,7 @@ class Talks:
 
     def _begin(self, order: int, job: Job, digest: str) -> Iterator[Frame]:
         (client,) = job.clients
+        digest = _of_client(job, digest)
         if asks_back(job, self.client_tasks):
             talk = Conversation(
                 order, job, self.client_tasks, self.store, base=self.base, block_size=1, device=self.device
@@ -112,6 +116,7 @@ class Talks:
     def again(self, job: Job, digest: str) -> Callable[[], bytes] | None:
         """What reads the frames of one client's job from the disk once more; None where they are not there."""
         (client,) = job.clients
+        digest = _of_client(job, digest)
         if not self.saved.has(job.version, client, digest):
             return None
         return lambda: self.saved.load(job.version, client, digest) or error_frame(_LOST)
@@ -152,6 +157,8 @@ class Talks:
         """What has come of a client's job, where it may leave; else why it may not."""
         try:
             self.guard.frames(job, frames, anew=anew)
+        except LichenError as error:
+            return error_frame(_declined(error))
         except Exception as error:  # a full disk, where the guard counts: the thread that trains lives on
             return error_frame(error)
         return frames
@@ -164,11 +171,21 @@ class Talks:
 _LOST = LichenError("its saved answer has gone from the disk", where="node", fix="ask again")
 
 
+def _declined(error: LichenError) -> LichenError:
+    return LichenError(error.what, where=error.where, fix=error.fix, reason="declined")
+
+
 def _digest(job: Job) -> str:
     """Of all that a client's answer follows from, but for who it is and what it keeps to itself."""
     about = [job.work, job.version, job.seed, job.base, sorted(job.settings.items()), job.texts]
     shared = job.snapshot or trees.digest(job.shared.flat())
     return hashlib.sha256(json.dumps([*about, shared]).encode()).hexdigest()
+
+
+def _of_client(job: Job, digest: str) -> str:
+    """The digest of one client's job, which says from which private state it goes on where that is not the newest."""
+    before = [job.rollback[client] for client in job.clients if client in job.rollback]
+    return hashlib.sha256(f"{digest} {before}".encode()).hexdigest() if before else digest
 
 
 def _joined(frames: Iterable[Frame]) -> bytes:

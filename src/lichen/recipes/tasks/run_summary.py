@@ -6,6 +6,7 @@ import math
 import platform
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from lichen.core.contracts.algorithm import Report
@@ -14,7 +15,7 @@ from lichen.present.column_names import column_title
 from lichen.present.gains import gains_of
 from lichen.present.summary import attendance_of, check_summary, share_gaining, stronger_alone, traffic_of, worst_decile
 from lichen.present.target import ACCURACY, bytes_to, rounds_to, seconds_to
-from lichen.present.trace import failed_rates, read_trace
+from lichen.present.trace import Event, failed_rates, read_trace
 from lichen.recipes.assemble.column import Column
 from lichen.recipes.assemble.experiment import lr_name, metric_of
 from lichen.recipes.assemble.run_folder import RunFolder
@@ -46,9 +47,17 @@ def _score(column: Column | None, metric: Metric, common: bool, absent: Collecti
     return {"mean": sum(values) / len(values), "worst_decile": worst}
 
 
-def who_gained(result: TaskResult, higher: bool) -> list[dict[str, Any]]:
+def who_gained(folder: Path, result: TaskResult, higher: bool) -> list[dict[str, Any]]:
     scores = {name: column.value_N.tolist() for name, column in result.columns.items() if len(column.value_N)}
-    return client_rows(result.clients, result.counts, scores, higher_is_better=higher)
+    rounds = federated_rounds(read_trace(folder), result)
+    return client_rows(result.clients, result.counts, scores, higher_is_better=higher, rounds=rounds)
+
+
+def federated_rounds(events: Sequence[Event], result: TaskResult) -> list[Report]:
+    """The rounds of the federated column, at the learning rate that was chosen."""
+    lr = result.columns["federated"].lr
+    grid = lr_name(lr) if lr is not None else None
+    return [e.report for e in events if e.column == "federated" and (grid is None or e.grid == grid)]
 
 
 def summarise(
@@ -62,11 +71,9 @@ def summarise(
     against = stronger_alone(scores, higher)
     gaining = None if against is None else _share_gaining(scores[against], scores["federated"], higher)
     score = partial(_score, metric=metric, common=result.common_test, absent=absent)
-    lr = result.columns["federated"].lr
-    grid = lr_name(lr) if lr is not None else None
     events = list(read_trace(folder.path))
     rates = failed_rates(e for e in events if e.column in result.training)
-    rounds = [e.report for e in events if e.column == "federated" and (grid is None or e.grid == grid)]
+    rounds = federated_rounds(events, result)
     chosen = {f"lr.{name}": column.lr for name, column in result.columns.items() if column.lr is not None}
     summary = {
         "name": recipe.name,

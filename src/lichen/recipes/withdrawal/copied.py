@@ -116,7 +116,7 @@ def _judged(
             report = replace(
                 report,
                 metrics={**report.metrics, **judged},
-                attendance=report.attendance + came,
+                attendance=report.attendance + came.judging(),
                 bytes_up=report.bytes_up + up,
                 bytes_down=report.bytes_down + down,
                 valid_up=up,

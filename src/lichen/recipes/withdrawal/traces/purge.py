@@ -163,6 +163,9 @@ def _require_pair(folder: Path, new: Path) -> None:
             what = "is of several runs, of which later ones begin with what earlier ones learned"
             raise LichenError(what, where=str(one), fix="run it anew on the rows of the others, and remove this folder")
         read_summary(one)  # says so where it is no run, or not finished
+        if (one / MANIFEST).is_dir():
+            what = "is a folder where a file should be"
+            raise LichenError(what, where=str(one / MANIFEST), fix="choose another path, or move the folder away")
     if folder.resolve() == new.resolve():
         return  # a run that the client never came to is rid of its name
     if folder.resolve() in new.resolve().parents or new.resolve() in folder.resolve().parents:

@@ -71,6 +71,9 @@ def without_number(line: Mapping[str, Any], number: int) -> dict[str, Any]:
     for key in ("counted", "named", "paid"):
         if isinstance(found.get(key), list):
             found[key] = [one for one in found[key] if _number_of(one) != number]
+    if isinstance(found.get("causes"), Mapping):
+        causes = {cause: [one for one in some if one != number] for cause, some in found["causes"].items()}
+        found["causes"] = {cause: some for cause, some in causes.items() if some}
     if isinstance(found.get("value"), Mapping):
         values = [one for one in found["value"].get("value", ()) if _number_of(one) != number]
         found["value"] = {**found["value"], "value": values}
