@@ -202,6 +202,7 @@ DIMENSIONS: dict[str, dict[str, dict[str, Any]]] = {
         "synchronous": {},
         "buffered": {"federation": {"schedule": {"kind": "buffered", "arrivals": 2}}},
         "deadline": {"federation": {"schedule": {"deadline": 40.0, "least": 2}}},
+        "scoring": {"federation": {"schedule": {"deadline": 40.0, "scoring_deadline": 20.0}}},
     },
 }
 
@@ -274,7 +275,7 @@ def bases(home: Path, tries: int = 6000) -> list[dict[str, str]]:
         if words["task"] == "students" and words["help"] not in ("fedmd", "dsfl", "feddf"):
             words["help"] = str(rng.choice(["fedmd", "dsfl", "feddf"]))
         if words["schedule"] != "synchronous" and words["engine"] == "local":
-            words["engine"] = "clock"
+            words["engine"] = "spawned" if words["schedule"] == "scoring" else "clock"
         try:
             read_recipe(values(home, words))
         except LichenError:

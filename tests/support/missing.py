@@ -77,12 +77,20 @@ class Those:
 
 @final
 class WorkerSites:
-    """Sites in threads of this process, by name, behind no transport; it starts them and ends them."""
+    """Sites in threads of this process, by name, behind no transport; it starts them and ends them.
 
-    def __init__(self, workers: Mapping[str, SiteWorker]) -> None:
-        self.workers = dict(workers)
+    Args:
+        workers: What answers.
+        stuck: Sites that take a job and never come to do it.
+        away: Sites that are not there.
+    """
+
+    def __init__(
+        self, workers: Mapping[str, SiteWorker], *, stuck: Collection[str] = (), away: Collection[str] = ()
+    ) -> None:
+        self.workers, self.away = dict(workers), set(away)
         self.answers = {name: Pieces(worker.answer) for name, worker in self.workers.items()}
-        self.threads = [worker.start() for worker in self.workers.values()]
+        self.threads = [worker.start() for name, worker in self.workers.items() if name not in stuck]
 
     def start(self) -> None:
         pass
@@ -91,6 +99,8 @@ class WorkerSites:
         return {name: Seen(since=0.0, last=0.0, instance=one.instance) for name, one in self.workers.items()}
 
     def ask(self, site: str, kind: str, body: bytes, within: float) -> bytes:
+        if site in self.away:
+            raise SiteError(site, "gone", LichenError("nobody is there", where=site))
         try:
             return self.answers[site].answer(kind, body)
         except LichenError as error:

@@ -14,6 +14,7 @@ Legend: A clients asked, N clients.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -49,6 +50,8 @@ class Alone:
         lr_scale: Factor on the learning rate in round r (from 0).
         base: Digest of the frozen base model.
         admission: What counts of what clients send.
+        deadline: Seconds that a round waits at most for its clients.
+        scoring: Seconds that its validation waits at most.
     """
 
     clients: int
@@ -59,6 +62,8 @@ class Alone:
     lr_scale: Callable[[int], float] = lambda _: 1.0
     base: str = ""
     admission: Admission = OPEN
+    deadline: float = math.inf
+    scoring: float = math.inf
 
     def init(self, shared: Shared) -> ServerState:
         """The state before the first round."""
@@ -86,17 +91,17 @@ class Alone:
             base=self.base,
             settings={"lr_scale": self.lr_scale(state.round)},
         )
-        _, trained = score(engine, job, self.admission)
-        loss = float(trained["loss_sum"].sum() / trained["count"].sum().clamp(min=1))
+        _, trained = score(engine, job, self.admission, within=self.deadline)
+        loss = float(trained["loss_sum"].sum() / trained["count"].sum().clamp(min=1)) if trained else math.nan
         done, judged = state.round + 1, None
         if is_validated(done, self.valid_every, self.rounds):
             judging = replace(job, work=self.valid, version=2 * state.round + 1)
-            judged = score(engine, judging, self.admission)[1]
+            judged = score(engine, judging, self.admission, within=self.scoring)[1] or None
         report = Report(
             round=done,
             clients=clients,
             metrics={"loss": loss},
-            tokens=int(trained["tokens"].sum()),
+            tokens=int(trained["tokens"].sum()) if trained else 0,
             bytes_up=0,
             bytes_down=0,
             seconds=time.perf_counter() - start,

@@ -14,6 +14,7 @@ what they train from and what is validated and kept.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from typing import final
 from torch import Tensor
 
 from lichen.algorithms.plan import check_plan, transforms_of
-from lichen.algorithms.scores import SUMMED, Center, is_validated, mean_loss, summed, with_best
+from lichen.algorithms.scores import SUMMED, Center, is_validated, mean_loss, summed, with_best, within_seconds
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import Collected, collect
 from lichen.core.collecting.history import Retains
@@ -66,6 +67,7 @@ class Average:
         admission: What counts of what clients send.
         schedule: Who is asked beside those still at work, when a round has enough, and what an old answer weighs. A
             round with fewer than its least changes nothing but its number, and is told by the metric ``skipped``.
+        scoring: Seconds that a validation waits at most; who has not answered is missing, and in no mean.
         lr_scale: Factor on the clients' learning rate in round r (from 0).
         base: Digest of the frozen base model.
         rounds: Rounds in all: the last is always validated.
@@ -92,6 +94,7 @@ class Average:
     personal: bool = False
     admission: Admission = OPEN
     schedule: Schedule = SYNCHRONOUS
+    scoring: float = math.inf
     lr_scale: Callable[[int], float] = lambda _: 1.0
     base: str = ""
     downlink: Downlink = WHOLE
@@ -223,7 +226,7 @@ class Average:
         )
         busy = frozenset(client for flight in state.in_flight for client in flight.waiting)
         jobs = [with_rollback(one, state.rollback, busy) for one in self.downlink.jobs(job, state.downlink, whole=True)]
-        came = collect(engine, jobs, admission=self.admission)
+        came = collect(engine, jobs, admission=self.admission, schedule=within_seconds(self.scoring))
         for sent in jobs:
             answered = came.client_N.tolist()
             state = replace(state, downlink=self.downlink.acknowledge(sent, answered, state.downlink))

@@ -19,22 +19,26 @@ from lichen.core.contracts.algorithm import ServerState
 from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
-from lichen.core.replies import Attendance
+from lichen.core.replies import CAUSES, Attendance
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
+from lichen.server.schedules import Synchronous
 
 __all__ = [
+    "MISSING",
     "SUMMED",
     "Center",
     "center",
     "is_validated",
     "mean_loss",
+    "missing_of",
     "require_everyone",
     "score",
     "score_everyone",
     "score_summed",
     "summed",
     "with_best",
+    "within_seconds",
 ]
 
 Center = Literal["mean", "median", "trimmed_mean"]
@@ -44,23 +48,62 @@ SUMMED = ("loss_sum", "count", "tokens", "failed")
 """Metrics that a round adds up."""
 
 
-def score(engine: Engine, job: Job, admission: Admission = OPEN) -> tuple[Tensor, Tree]:
+MISSING = "missing"
+"""A metric of scores that some did not give in time: 0 for who gave one, else 1 + the place of its cause in CAUSES."""
+
+
+def within_seconds(seconds: float) -> Synchronous | None:
+    """When an evaluating job waits no longer; None where it waits for everybody."""
+    return Synchronous(deadline=seconds) if seconds < math.inf else None
+
+
+def score(engine: Engine, job: Job, admission: Admission = OPEN, *, within: float = math.inf) -> tuple[Tensor, Tree]:
     """Run an evaluating job: ``(client_N, metrics)`` of all its clients, by client, metrics ``(N, ...)`` float64.
 
-    A client that did not answer has counted nothing: its metrics are zeros.
+    A client that did not answer, or not within so many seconds, has counted nothing: its metrics are zeros.
     """
-    return _by_client(collect(engine, [job], admission=admission), job)
+    return _by_client(collect(engine, [job], admission=admission, schedule=within_seconds(within)), job)
 
 
-def score_everyone(engine: Engine, job: Job, admission: Admission = OPEN) -> tuple[Tensor, Tree]:
+def score_everyone(
+    engine: Engine, job: Job, admission: Admission = OPEN, *, within: float = math.inf
+) -> tuple[Tensor, Tree]:
     """As :func:`score`, of a score that is reported for every client.
 
+    Args:
+        engine: Asks them.
+        job: What is asked.
+        admission: What counts of what they answer.
+        within: Seconds after which the score is that of those who came; who did not is told by the metric
+            :data:`MISSING`, which is not there where everybody came. Infinite: all must come.
+
     Raises:
-        LichenError: if a client could not do the job, or was not there, with its reason; what was learned stays.
+        LichenError: if a client could not do the job, or was not there, with its reason, and all must come; if nobody
+            came. What was learned stays.
     """
-    scored = collect(engine, [job], admission=admission)
-    require_everyone(scored.attendance, job, "score")
-    return _by_client(scored, job)
+    scored = collect(engine, [job], admission=admission, schedule=within_seconds(within))
+    if within == math.inf or not len(scored.client_N):
+        require_everyone(scored.attendance, job, "score")
+    client_N, metrics = _by_client(scored, job)
+    if scored.attendance.causes:
+        place = {client: at for at, client in enumerate(client_N.tolist())}
+        missing_N = torch.zeros(len(client_N), dtype=torch.float64)
+        for code, cause in enumerate(CAUSES, start=1):
+            for client in scored.attendance.causes.get(cause, ()) if within < math.inf else ():
+                missing_N[place[client]] = code
+        metrics = {**metrics, MISSING: missing_N} if bool(missing_N.any()) else metrics
+    return client_N, metrics
+
+
+def missing_of(metrics: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Clients that gave no score in time, by cause; nobody where all did.
+
+    >>> missing_of({"count": torch.ones(3), MISSING: torch.tensor([0.0, 1.0, 3.0])})
+    {'late': (1,), 'gone': (2,)}
+    """
+    codes = metrics[MISSING].long().tolist() if MISSING in metrics else []
+    found = {cause: tuple(c for c, at in enumerate(codes) if at == code) for code, cause in enumerate(CAUSES, start=1)}
+    return {cause: clients for cause, clients in found.items() if clients}
 
 
 def score_summed(engine: Engine, job: Job, admission: Admission = OPEN) -> Tree:

@@ -7,7 +7,7 @@ client the round, and nobody else anything.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, final
 
@@ -15,7 +15,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.visible import clipped, visible
 
-__all__ = ["ATTENDED", "CAUSES", "JUDGING", "Attendance", "Receipt", "Refusal", "Reply", "merged"]
+__all__ = ["ATTENDED", "CAUSES", "JUDGING", "Attendance", "Receipt", "Refusal", "Reply", "causes_text", "merged"]
 
 CAUSES = {
     "late": "no answer in time",
@@ -195,13 +195,7 @@ class Attendance:
         >>> Attendance.of([3, 4, 5], [3], [Refusal(client=4, reason="error", what="", cause="gone")]).causes_text(1)
         'late 1 (client 5), gone 1 (client 4)'
         """
-        parts = list[str]()
-        for cause, clients in self.causes.items():
-            first = ", ".join(str(client) for client in clients[:names])
-            more = ", ..." if len(clients) > names else ""
-            who = f" (client{'s' * (len(clients) > 1)} {first}{more})" if names else ""
-            parts.append(f"{cause} {len(clients)}{who}")
-        return ", ".join(parts)
+        return causes_text(self.causes, names)
 
     def summary(self) -> str:
         """One line; empty where everybody came and nothing was refused.
@@ -217,6 +211,17 @@ class Attendance:
         if self.missing:
             parts.append(f"missing: {len(self.missing)}")
         return "; ".join(parts)
+
+
+def causes_text(causes: Mapping[str, Sequence[int]], names: int = 0) -> str:
+    """How many clients each cause has, in one line, and the first of them where ``names`` are wanted."""
+    parts = list[str]()
+    for cause, clients in causes.items():
+        first = ", ".join(str(client) for client in clients[:names])
+        more = ", ..." if len(clients) > names else ""
+        who = f" (client{'s' * (len(clients) > 1)} {first}{more})" if names else ""
+        parts.append(f"{cause} {len(clients)}{who}")
+    return ", ".join(parts)
 
 
 def _by_cause(pairs: Iterable[tuple[str, int]]) -> dict[str, tuple[int, ...]]:

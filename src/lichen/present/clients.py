@@ -50,6 +50,7 @@ def client_rows(
     *,
     higher_is_better: bool,
     rounds: Sequence[Report] = (),
+    missing: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
 ) -> list[dict[str, Any]]:
     """A mapping for each client: ``client``, its rows, its score in every column, ``gain`` and ``harmed``.
 
@@ -63,8 +64,9 @@ def client_rows(
             ``alone_best`` where that is better on average.
         rounds: Of the federated column: where somebody did not count, each client has how often it was ``invited`` to
             train and ``counted``, and ``why not``, by cause.
+        missing: By column, the clients that gave no score in time, by cause: they stand in ``why not``, too.
     """
-    came = _attended(rounds)
+    came = _attended(rounds, missing or {})
     columns = [*COLUMNS, *(name for name in scores if name not in COLUMNS)]
     sign = 1.0 if higher_is_better else -1.0
     against = stronger_alone(scores, higher_is_better) or "alone"
@@ -86,7 +88,9 @@ def client_rows(
     return rows
 
 
-def _attended(rounds: Sequence[Report]) -> Callable[[int], dict[str, Any]] | None:
+def _attended(
+    rounds: Sequence[Report], missing: Mapping[str, Mapping[str, Sequence[int]]]
+) -> Callable[[int], dict[str, Any]] | None:
     """How often a client came to rounds, and why not; None where everybody did."""
     invited, away = Counter[int](), Counter[int]()
     causes: dict[int, Counter[str]] = {}
@@ -96,6 +100,10 @@ def _attended(rounds: Sequence[Report]) -> Callable[[int], dict[str, Any]] | Non
             away.update(clients if not cause.startswith(JUDGING) else ())
             for client in clients:
                 causes.setdefault(client, Counter())[cause] += 1
+    for column, found in missing.items():
+        for cause, clients in found.items():
+            for client in clients:
+                causes.setdefault(client, Counter())[f"score of {column}: {cause}"] += 1
     if not causes:
         return None
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 from torch import Tensor
 
+from lichen.algorithms.scores import MISSING
 from lichen.core.contracts.client import Source
 from lichen.core.contracts.model import CohortModel
 from lichen.core.wire.shared import Shared
@@ -123,8 +125,9 @@ class Experiment:
 
 
 def values_N(recipe: Recipe, metrics: Mapping[str, Tensor]) -> Tensor:
-    """The recipe's metric for every client, float64."""
-    return metric_of(recipe).values(metrics)
+    """The recipe's metric for every client, float64; no number for who gave no score in time."""
+    value_N = metric_of(recipe).values(metrics)
+    return value_N.masked_fill(metrics[MISSING] > 0, math.nan) if MISSING in metrics else value_N
 
 
 def metric_of(recipe: Recipe) -> Metric:

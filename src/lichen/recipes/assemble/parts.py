@@ -351,6 +351,7 @@ def algorithm_of(server: ServerSide, lr: float, until: int) -> Average:
         valid_average=fed.judged_by,
         judged=_accuracy if server.recipe.compare.target_metric == "accuracy" else None,
         schedule=schedule_of(server),
+        scoring=fed.schedule.scoring_seconds,
         personal=keeps_own(server.recipe),
         # A DiLoCo worker's rate follows its own steps.
         lr_scale=(lambda _: 1.0) if fed.keep_optimizer else lr_scale(server.recipe, fed.rounds),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -102,6 +103,21 @@ class ScheduleConfig(Section):
     least: Positive = Field(
         default=1, description="clients that must count for a step; a round with fewer changes nothing"
     )
+    scoring_deadline: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds after which validation and the scores of test rows wait for nobody; none: as `deadline`",
+    )
+
+    @property
+    def seconds(self) -> float:
+        """That a round waits at most."""
+        return math.inf if self.deadline is None else self.deadline
+
+    @property
+    def scoring_seconds(self) -> float:
+        """That validation and scoring wait at most."""
+        return self.seconds if self.scoring_deadline is None else self.scoring_deadline
 
 
 class RobustConfig(Section):

@@ -252,13 +252,15 @@ def scored(
         rollback: By client, since when its answers did not count, where private state goes with them.
 
     Raises:
-        LichenError: if a client could not say, or was not there; of sums, if nobody was.
+        LichenError: if a client could not say, or was not there; of sums, or with a deadline for scores, if nobody was.
     """
     everyone = tuple(range(len(server.roster)))
     work, admission = SUMMED_TEST if summed else work, admission or admission_of(server)
     job = Job(work=work, shared=shared, version=version, clients=everyone, seed=0, base=server.model.base)
     job = with_rollback(job, {client: before for client, before in (rollback or {}).items() if before < version})
-    return score_summed(engine, job, admission) if summed else score_everyone(engine, job, admission)[1]
+    if summed:
+        return score_summed(engine, job, admission)
+    return score_everyone(engine, job, admission, within=server.recipe.federation.schedule.scoring_seconds)[1]
 
 
 def own_column(server: ServerSide, folder: RunFolder, label: str, ask: Callable[..., Tree]) -> Column:

@@ -10,6 +10,8 @@ from typing import Any, final
 import numpy as np
 import torch
 
+from lichen.algorithms.scores import missing_of
+from lichen.core.replies import causes_text
 from lichen.data.batches.shards import Shard
 from lichen.data.sources.record import Record
 from lichen.recipes.assemble.column import Column
@@ -21,6 +23,9 @@ from lichen.server.fairness.gain import per_client_gain
 from lichen.tasks.registry import task_of
 
 __all__ = ["TaskResult", "baseline", "by_class", "gained", "not_scored", "over_all_rows", "tested"]
+
+FIRST = 8
+"""Clients of each cause that are named where they gave no score."""
 
 MAX_CLASSES_LISTED = 20
 """Of more classes only the smallest and the largest count are told."""
@@ -102,6 +107,9 @@ def not_scored(columns: Mapping[str, Column], clients: int) -> dict[str, float |
             out[f"{name}.scores"] = (
                 f"of {column.summed.scored} of {clients} clients; the others have none, or were gone"
             )
+        elif missing := missing_of(column.metrics):
+            known = clients - int(column.value_N.isnan().sum())
+            out[f"{name}.scores"] = f"of {known} of {clients} clients; missing: {causes_text(missing, FIRST)}"
         elif none := int(column.value_N.isnan().sum()):
             out[f"{name}.scores"] = f"of {clients - none} of {clients} clients; the others have none"
         elif column.summed is None and column.metrics and not len(column.value_N):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lichen.algorithms.alone import Alone
 from lichen.algorithms.finetune import Finetune
+from lichen.algorithms.scores import MISSING
 from lichen.core.contracts.engine import Engine
 from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
@@ -119,7 +120,11 @@ def chosen_column(
     loss_KN = torch.stack([_mean_losses(valid(name)) for name in names])
     choice_N = loss_KN.argmin(0)
     everyone = range(len(choice_N))
-    metrics = {key: torch.stack([columns[names[choice_N[n]]].metrics[key][n] for n in everyone]) for key in own.metrics}
+    metrics = {
+        key: torch.stack([columns[names[choice_N[n]]].metrics[key][n] for n in everyone])
+        for key in own.metrics
+        if key != MISSING
+    }
     counts = {name: int((choice_N == at).sum()) for at, name in enumerate(names)}
     return {CHOSEN: Column(value_N=values_N(server.recipe, metrics), metrics=metrics, choices=counts)}
 

@@ -6,6 +6,7 @@ stopped gaining, at a learning rate that stays where it is after its warm-up, fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from lichen.algorithms.alone import Alone, UntilBest
@@ -64,14 +65,16 @@ def private_column(
         free: Until when each client goes on within them; None: all to the end.
     """
     recipe, clients = server.recipe, tuple(range(len(server.roster)))
-    admission = admission_of(server)
+    admission, schedule = admission_of(server), recipe.federation.schedule
     made: dict[float, Engine] = {}
     stores: dict[float, ClientStore] = {}
 
     def tested(lr: float, until: int, work: str) -> Tree:
         job = Job(work=work, shared=server.start, version=2 * until, clients=clients, seed=0, base=server.model.base)
-        ask = score_everyone if work == "alone.test" else score
-        return folder.tree(f"{name}.{work}.{lr_name(lr)}.{until}", lambda: ask(made[lr], job, admission)[1])
+        ask, within = score_everyone if work == "alone.test" else score, schedule.scoring_seconds
+        return folder.tree(
+            f"{name}.{work}.{lr_name(lr)}.{until}", lambda: ask(made[lr], job, admission, within=within)[1]
+        )
 
     def go(lr: float, until: int) -> float:
         stores[lr] = ClientStore(folder.clients(name, lr_name(lr)), listed=True)
@@ -85,6 +88,8 @@ def private_column(
             lr_scale=free.lr_scale if free else lr_scale(recipe, rounds),
             base=server.model.base,
             admission=admission,
+            deadline=schedule.seconds if recipe.engine.clock is None else math.inf,
+            scoring=schedule.scoring_seconds,
         )
         checkpoint, observe = folder.checkpoint(name, lr_name(lr)), observing(observer, name, lr, rounds)
         algorithm = until_best(alone, free) if free else alone

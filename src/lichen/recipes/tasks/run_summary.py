@@ -9,6 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lichen.algorithms.scores import missing_of
 from lichen.core.contracts.algorithm import Report
 from lichen.present.clients import client_rows
 from lichen.present.column_names import column_title
@@ -50,7 +51,8 @@ def _score(column: Column | None, metric: Metric, common: bool, absent: Collecti
 def who_gained(folder: Path, result: TaskResult, higher: bool) -> list[dict[str, Any]]:
     scores = {name: column.value_N.tolist() for name, column in result.columns.items() if len(column.value_N)}
     rounds = federated_rounds(read_trace(folder), result)
-    return client_rows(result.clients, result.counts, scores, higher_is_better=higher, rounds=rounds)
+    missing = {name: missing_of(column.metrics) for name, column in result.columns.items()}
+    return client_rows(result.clients, result.counts, scores, higher_is_better=higher, rounds=rounds, missing=missing)
 
 
 def federated_rounds(events: Sequence[Event], result: TaskResult) -> list[Report]:
@@ -119,7 +121,7 @@ def _present(each_N: Sequence[T], absent: Collection[int]) -> list[T]:
 
 def _share_gaining(alone: Sequence[float], federated: Sequence[float], higher: bool) -> float | None:
     """Of the clients that have a score; None where nobody has."""
-    both = [pair for pair in zip(alone, federated, strict=True) if not all(map(math.isnan, pair))]
+    both = [pair for pair in zip(alone, federated, strict=True) if not any(map(math.isnan, pair))]
     return share_gaining([a for a, _ in both], [f for _, f in both], higher) if both else None
 
 

@@ -57,6 +57,25 @@ SCHEDULE: tuple[Feature, ...] = (
         _ONE_CLOCK,
         clashes=(_NOBODY_LATE,),
     ),
+    of_shared_model(
+        "federation.schedule.scoring_deadline",
+        lambda recipe: recipe.federation.schedule.scoring_deadline is not None,
+        _ONE_CLOCK,
+        clashes=(
+            Clash(
+                other="engine.name",
+                used=lambda recipe: recipe.engine.name == "local",
+                what="in one process all score when they are asked, whatever the clock of training says",
+                fix="use engine.name: spawned",
+            ),
+            Clash(
+                other="privacy.secure",
+                used=lambda recipe: recipe.masked is not None,
+                what="each stage of a masked score has its own time",
+                fix="set privacy.stage_seconds",
+            ),
+        ),
+    ),
     of_shared_model("federation.schedule.least", lambda recipe: recipe.federation.schedule.least > 1, EVERY_ANSWER),
     of_shared_model(
         "federation.schedule.max_age", lambda recipe: recipe.federation.schedule.max_age is not None, EVERY_ANSWER
