@@ -1,7 +1,8 @@
 """A site for the conformance suite: echoes, declines and faults by kind, and trains what it is handed, counting it.
 
 ``<state>/trained.log`` in its folder gets a line ``<version> <client>`` for every training. A job's setting ``slow`` is
-how many seconds each client sleeps before. As a program: ``python counting_site.py FOLDER``, over pipes.
+how many seconds each client sleeps before; while there is a file ``pause`` in the site's folder, none begins to train.
+As a program: ``python counting_site.py FOLDER``, over pipes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from support.small_experiment import experiment
 
 RECIPE = "5" * 64
 LOG = "trained.log"
+PAUSE = "pause"
 
 
 class Site:
@@ -43,9 +45,12 @@ class Site:
     def talks(self, state: str) -> Talks:
         def counted(job: Job, frames: Iterator[Frame]) -> Iterator[Frame]:
             (self.folder / state).mkdir(exist_ok=True)
-            with open(self.folder / state / LOG, "a", encoding="utf-8") as log:
-                log.write(f"{job.version} {job.clients[0]}\n")
+            if job.work.startswith("train"):
+                with open(self.folder / state / LOG, "a", encoding="utf-8") as log:
+                    log.write(f"{job.version} {job.clients[0]}\n")
             time.sleep(job.settings.get("slow", 0.0))
+            while (self.folder / PAUSE).exists() and job.work.startswith("train"):
+                time.sleep(0.01)
             return frames
 
         store = ClientStore(self.folder / state)

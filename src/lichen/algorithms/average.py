@@ -174,7 +174,7 @@ class Average:
         state = replace(state, round=state.round + 1, in_flight=came.in_flight)
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
         if self.valid and is_validated(state.round, self.valid_every, self.rounds):
-            state, judged, came_to_judge = self.validate(state, engine)
+            state, judged, came_to_judge = self.validate(state, engine, self._at_work(state, engine))
             attendance += came_to_judge.judging()
             metrics.update(judged)
         if isinstance(engine, VirtualClock):
@@ -213,9 +213,24 @@ class Average:
         """What is known of the clients; from the tensors as they are where a run goes on that knew nothing."""
         return state.downlink or self.downlink.init(state.shared, len(self.weight_N), first=state.round == 0)
 
-    def validate(self, state: ServerState, engine: Engine) -> tuple[ServerState, dict[str, float], Attendance]:
-        """``(state, metrics, who came)``: the mean loss is ``valid``; no metrics where nobody with a label came."""
-        judges = tuple(range(self.weight_N.shape[0])) if self.validators is None else self.validators
+    def _at_work(self, state: ServerState, engine: Engine) -> frozenset[int]:
+        """Clients that no validation waits for: those in flight, where time is real and one thing is done at a time."""
+        if isinstance(engine, VirtualClock):
+            return frozenset()
+        return frozenset(client for flight in state.in_flight for client in flight.waiting)
+
+    def validate(
+        self, state: ServerState, engine: Engine, busy: frozenset[int] = frozenset()
+    ) -> tuple[ServerState, dict[str, float], Attendance]:
+        """``(state, metrics, who came)``: the mean loss is ``valid``; no metrics where nobody with a label came.
+
+        Args:
+            state: The state.
+            engine: Where clients are.
+            busy: Clients that are not asked.
+        """
+        everyone = range(self.weight_N.shape[0]) if self.validators is None else self.validators
+        judges = tuple(client for client in everyone if client not in busy)
         job = Job(
             work=str(self.valid),
             shared=state.shared.for_model,
@@ -224,8 +239,9 @@ class Average:
             seed=0,
             base=self.base,
         )
-        busy = frozenset(client for flight in state.in_flight for client in flight.waiting)
-        jobs = [with_rollback(one, state.rollback, busy) for one in self.downlink.jobs(job, state.downlink, whole=True)]
+        flying = frozenset(client for flight in state.in_flight for client in flight.waiting)
+        whole = self.downlink.jobs(job, state.downlink, whole=True)
+        jobs = [with_rollback(one, state.rollback, flying) for one in whole]
         came = collect(engine, jobs, admission=self.admission, schedule=within_seconds(self.scoring))
         for sent in jobs:
             answered = came.client_N.tolist()

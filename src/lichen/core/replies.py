@@ -133,6 +133,8 @@ class Attendance:
         receipts: The messages that count, by client; those of validation after those of training.
         causes: Of all who were asked and do not count, the clients by cause (:data:`CAUSES`, in that order), each once
             and ascending; of those asked to validate, by the cause after :data:`JUDGING`.
+        order: Clients whose message counts and the version it was made for, as they came; empty where a seed or no
+            round depends on it.
 
     >>> some = Attendance.of([3, 4, 5], [3], [Refusal(client=4, reason="shape", what="w is too long")])
     >>> some.arrived, dict(some.refused), some.missing
@@ -146,6 +148,7 @@ class Attendance:
     missing: tuple[int, ...] = ()
     receipts: tuple[Receipt, ...] = ()
     causes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    order: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def of(
@@ -187,6 +190,7 @@ class Attendance:
             causes=_by_cause(
                 (cause, client) for one in (self, other) for cause, clients in one.causes.items() for client in clients
             ),
+            order=(*self.order, *other.order),
         )
 
     def causes_text(self, names: int = 0) -> str:

@@ -3,7 +3,8 @@
 A site is a process with its clients' rows (:mod:`lichen.engines.sites`). It is handed one job for all of its clients
 that hold one view of the shared tensors, and each client's message comes back by itself. No question waits for
 training. The same job asked twice is trained once: a site saves what its clients have answered until the server is two
-versions on, so that a server that was killed and goes on is answered from there.
+versions on, and longer where the server still waits for an answer of that age, so that a server that was killed and goes
+on is answered from there.
 
 Bytes are counted as if each client lived on a machine of its own: a job once for each client, as ``lichen plan`` and
 the other engines count it. What a transport wraps around them is not counted. A job that is handed over again, because
@@ -81,21 +82,32 @@ class FederatedEngine:
         self._waiting: dict[int, set[int]] = {}  # clients of each job whose reply has not come
         self._questions: dict[tuple[int, int], Errand] = {}  # by job and client: who waits for an answer
         self._early: dict[int, list[Reply]] = {}  # replies that came while others were listened to
+        self._versions: dict[int, int] = {}  # of jobs that somebody has yet to answer
+        self._needed: dict[int, int] = {}  # the oldest of them, by the version of the job that went out then
 
     def submit(self, job: Job) -> int:
         """Hand each site the job of its clients; those that hold different views get each their own."""
         self.sites.start()
         self._numbers += 1
+        if job.clients:
+            self._waiting[self._numbers], self._versions[self._numbers] = set(job.clients), job.version
+        needed = self._oldest_needed(job.version)
         by_site: dict[str, list[int]] = {}
         for client in job.clients:
             by_site.setdefault(self.site_of(client), []).append(client)
         for site, clients in by_site.items():
             line = self._line(site)
             for errand in self._errands(job, line, clients):
+                errand.needed = needed if needed < job.version else None
                 line.put(errand)
-        if job.clients:
-            self._waiting[self._numbers] = set(job.clients)
         return self._numbers
+
+    def _oldest_needed(self, version: int) -> int:
+        """The oldest version whose answers may yet be asked for again: at least every second state is saved."""
+        self._versions = {n: v for n, v in self._versions.items() if n in self._waiting or self._early.get(n)}
+        self._needed[version] = min((*self._versions.values(), self._needed.get(version, version)))
+        self._needed = dict(sorted(self._needed.items())[-2:])
+        return min(self._needed.values())
 
     def _line(self, site: str) -> Line:
         """What talks with a site; one that was started again holds no client's view."""
@@ -155,7 +167,7 @@ class FederatedEngine:
             try:
                 errand, client, came = self._arrived.get(timeout=None if left == math.inf else left)
             except queue.Empty:
-                return
+                continue
             replies = self._read(errand, client, came if isinstance(came, LichenError) else read_outcome(came))
             number = errand.number
             dismissed = client not in self._waiting.get(number, ())
@@ -253,6 +265,7 @@ class FederatedEngine:
         for line in self._lines.values():
             line.close()
         self._lines, self._seen, self._acked = {}, {}, {}
+        self._versions, self._needed = {}, {}
         self._waiting, self._early, self._questions = {}, {}, {}
         self._arrived = queue.SimpleQueue()
 

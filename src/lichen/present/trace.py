@@ -7,7 +7,8 @@ A line holds ``column, grid, round, total_rounds, clients, metrics, tokens, byte
 seconds, valid_up, valid_down``; a metric that is not finite is null, because JSON has no NaN. Lines of older
 runs lack the last two. Where not everybody came, or something was refused, ``attendance`` says so: of all who were
 asked and do not count the clients by cause, no longer than the list of those asked, and the first refusals with their
-sentences. Where clients were valued, ``value`` says what each contributed.
+sentences. Where clients were valued, ``value`` says what each contributed. Where a step is made after so many answers
+and no seed says whose, ``order`` lists ``[client, version]`` as they came.
 """
 
 from __future__ import annotations
@@ -108,8 +109,10 @@ def event_line(event: Event) -> bytes:
     }
     if report.attendance.summary():
         # What counted stands in the record of the run.
-        attendance = asdict(replace(report.attendance, receipts=()))
-        record["attendance"] = {name: value for name, value in attendance.items() if name != "receipts"}
+        attendance = asdict(replace(report.attendance, receipts=(), order=()))
+        record["attendance"] = {n: value for n, value in attendance.items() if n not in ("receipts", "order")}
+    if report.attendance.order:
+        record["order"] = [list(one) for one in report.attendance.order]
     if report.value is not None:
         record["value"] = report.value.dump()
     return json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
@@ -149,7 +152,10 @@ def event_of(line: bytes) -> Event:
         seconds=float(record["seconds"]),
         valid_up=int(record.get("valid_up", 0)),
         valid_down=int(record.get("valid_down", 0)),
-        attendance=_attendance(record.get("attendance")),
+        attendance=replace(
+            _attendance(record.get("attendance")),
+            order=tuple((int(client), int(version)) for client, version in record.get("order", ())),
+        ),
         value=RoundValue.load(record["value"]) if "value" in record else None,
     )
     return Event(

@@ -29,7 +29,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Job, Message
 from lichen.core.replies import Attendance, Refusal, Reply, merged
 from lichen.core.timing.flight import Flight
-from lichen.core.timing.schedule import Schedule
+from lichen.core.timing.schedule import Schedule, VirtualClock
 from lichen.core.tree import Tree
 
 __all__ = ["Collected", "collect", "drain"]
@@ -177,8 +177,16 @@ def collect(
     unknown = {number: waiting[number] if any(f.number == number for f in left) else set[int]() for number in flights}
     requested = [(c, one.job.version) for n, one in flights.items() for c in one.waiting if c not in unknown[n]]
     joined = _joined(engine, [client for client, _ in requested], came)
+    if schedule is not None and schedule.takes_old and not isinstance(engine, VirtualClock):
+        # Of one server process: what a step had in it was decided by who came first, and nothing else tells that.
+        order = tuple(zip(_listed(came.ids), _listed(came.versions), strict=True))
+        joined = replace(joined, attendance=replace(joined.attendance, order=order))
     here = {*joined.client_N.tolist(), *joined.attendance.causes.get("absent", ())}
     return replace(joined, in_flight=left, lost=tuple(one for one in requested if one[0] not in here))
+
+
+def _listed(some: Sequence[Tensor]) -> list[int]:
+    return [number for one in some for number in one.tolist()]
 
 
 def _receive(

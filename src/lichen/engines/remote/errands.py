@@ -31,6 +31,7 @@ class Errand:
         invited: Clients of the job in all sites.
         instance: Which one it was handed to.
         ends: How often the site's process has ended while it had it.
+        needed: The oldest version whose answers the server may yet ask for again; None: that of the job.
     """
 
     order: int
@@ -41,6 +42,7 @@ class Errand:
     invited: int
     instance: str = ""
     ends: int = 0
+    needed: int | None = None
 
 
 @final

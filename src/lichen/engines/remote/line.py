@@ -158,6 +158,7 @@ class Line:
             errand.relies,
             waits=True,
             invited=errand.invited,
+            needed=errand.needed,
         )
         if there is not None:
             errand.instance = self.instance
@@ -176,10 +177,12 @@ class Line:
         *,
         waits: bool,
         invited: int = 0,
+        needed: int | None = None,
     ) -> Fetched | None:
         """What came of the site's orders so far, if it is waited for; None where another instance was meant."""
         wait = _WAIT if waits and self._items.empty() else 0.0
         values: dict[str, object] = {"order": order, "clients": list(clients), "instance": instance, "invited": invited}
+        values |= {} if needed is None else {"needed": needed}
         values |= {"after": self._after, "of": self.instance, "wait": wait}
         answer = self._ask(HAND, values, frame_head(kind, len(body)), body, wait=wait)
         try:
@@ -255,7 +258,9 @@ class Line:
         clients = tuple(client for client in errand.job.clients if client in errand.pending)
         job = replace(errand.job, clients=clients, acked={})
         self.again(sizes(job))
-        self.put(Errand(next(self.orders), errand.number, job, "", set(clients), errand.invited, ends=ends))
+        more = Errand(next(self.orders), errand.number, job, "", set(clients), errand.invited, ends=ends)
+        more.needed = errand.needed
+        self.put(more)
 
     def _failed(self, item: Item | None, error: SiteError) -> None:
         now = time.monotonic()

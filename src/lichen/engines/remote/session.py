@@ -52,3 +52,4 @@ class Order:
     kind: bytes
     body: bytes
     invited: int = 0
+    needed: int | None = None

@@ -167,7 +167,9 @@ class SiteWorker:
                 return pack_values({"instance": self.instance, "ok": False})
             if number not in session.orders:
                 session.orders.add(number)
-                order = Order(session, number, clients, kind, bytes(payload[9:]), int(values.get("invited", 0)))
+                invited, needed = int(values.get("invited", 0)), values.get("needed")
+                needed = None if needed is None else int(needed)
+                order = Order(session, number, clients, kind, bytes(payload[9:]), invited, needed)
                 # Answers go first, so that what is open comes to its end.
                 first = next((i for i, one in enumerate(self._todo) if one.kind == b"J"), len(self._todo))
                 self._todo.insert(len(self._todo) if kind == b"J" else first, order)
@@ -259,7 +261,8 @@ class SiteWorker:
             self._put(order, client, frames, again, job.version)
         with self._changed:  # after the work: disks take longer to delete a folder than a small job takes
             oldest = min((one.version for one in order.session.outcomes if one.version >= 0), default=job.version)
-        talks.saved.acknowledge(min(job.version, oldest + 1))
+        needed = job.version if order.needed is None else order.needed
+        talks.saved.acknowledge(min(job.version, oldest + 1, needed + 1))
 
     def _talks_of(self, state: str) -> Talks:
         if state not in self._talks:
