@@ -201,6 +201,7 @@ DIMENSIONS: dict[str, dict[str, dict[str, Any]]] = {
     "schedule": {
         "synchronous": {},
         "buffered": {"federation": {"schedule": {"kind": "buffered", "arrivals": 2}}},
+        "mixing": {"federation": {"schedule": {"kind": "buffered", "arrivals": 1, "mixing": 0.5, "hinge": 1}}},
         "deadline": {"federation": {"schedule": {"deadline": 40.0, "least": 2}}},
         "scoring": {"federation": {"schedule": {"deadline": 40.0, "scoring_deadline": 20.0}}},
     },

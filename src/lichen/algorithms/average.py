@@ -40,6 +40,7 @@ from lichen.core.seeds import derive
 from lichen.core.timing.schedule import Schedule, VirtualClock
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
+from lichen.server.mixing import mixed, one_job
 from lichen.server.schedules import SYNCHRONOUS
 from lichen.transforms.downlink import WHOLE, Downlink
 from lichen.transforms.transform import Transform, Transformed, measures, on_total
@@ -153,6 +154,11 @@ class Average:
             self.history.retain(state.round, came.client_N.tolist() if enough else ())
         if enough:
             change, aggregated = self.aggregator.close(came.total, self.clients_start(state))
+            if self.schedule.mixing is not None:
+                sent = (*(flight.job for flight in state.in_flight), *jobs)
+                one = one_job(sent, came.client_N.tolist(), came.version_N.tolist())
+                share = self.schedule.mixing * self.schedule.discount(state.round - one.version)
+                change = mixed(change, one.shared, state.shared, share)
             change, noted, transformed = on_total(
                 transforms,
                 change,

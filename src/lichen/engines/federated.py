@@ -3,8 +3,8 @@
 A site is a process with its clients' rows (:mod:`lichen.engines.sites`). It is handed one job for all of its clients
 that hold one view of the shared tensors, and each client's message comes back by itself. No question waits for
 training. The same job asked twice is trained once: a site saves what its clients have answered until the server is two
-versions on, and longer where the server still waits for an answer of that age, so that a server that was killed and goes
-on is answered from there.
+versions on, and longer where the server still waits for an answer of that age, so that a server that was killed and
+goes on is answered from there.
 
 Bytes are counted as if each client lived on a machine of its own: a job once for each client, as ``lichen plan`` and
 the other engines count it. What a transport wraps around them is not counted. A job that is handed over again, because

@@ -6,11 +6,18 @@ choice (:mod:`lichen.server.mean`: the paper's is ``Mean("uniform", divisor="pla
 the step is made, so that one job goes out for each version; with K = M and nobody late every round is a synchronous
 one.
 
+FedAsync steps after each answer, and mixes models instead of adding a change: with α_τ = α s(τ) for an answer that is τ
+steps old,
+
+    w ← (1 - α_τ) w + α_τ w_k,   w_k = w_v + Δ_k,   so that the change is  α_τ (Δ_k + w_v - w)
+
+s is (1 + τ)^-a, or the hinge of the same paper: 1 up to b steps, and 1 / (a (τ - b) + 1) beyond.
+
 References:
     John Nguyen, Kshitiz Malik, Hongyuan Zhan, Ashkan Yousefpour, Mike Rabbat, Mani Malek and Dzmitry Huba.
     "Federated Learning with Buffered Asynchronous Aggregation." AISTATS 2022. https://arxiv.org/abs/2106.06639
     Cong Xie, Sanmi Koyejo and Indranil Gupta. "Asynchronous Federated Optimization." OPT 2020.
-    https://arxiv.org/abs/1903.03934 (the polynomial discount)
+    https://arxiv.org/abs/1903.03934 (FedAsync, the polynomial discount, the hinge)
     Keith Bonawitz et al. "Towards Federated Learning at Scale: System Design." MLSys 2019.
     https://arxiv.org/abs/1902.01046 (a round's deadline, and the least that must come)
 """
@@ -77,6 +84,11 @@ class Synchronous:
         """Never before all have answered."""
         return False
 
+    @property
+    def mixing(self) -> float | None:
+        """None: changes are added."""
+        return None
+
     def discount(self, age: int) -> float:
         """No answer is old."""
         return 1.0
@@ -95,12 +107,15 @@ class Buffered:
         arrivals: Answers of a step, K.
         concurrency: Clients at work after each step, M. The sampler draws as many.
         exponent: How fast an answer loses weight with age, a.
+        hinge: Up to this age an answer loses nothing, b; None: the discount is a power of the age.
+        mixing: Share of a fresh client's model in a step, α of FedAsync; None: changes are added.
         max_age: The oldest answer that counts, in server steps; None: any.
         deadline: Seconds after which a client that has not answered is given up.
         least: Answers that a step needs where nobody is left who could give more.
 
     Raises:
-        LichenError: if a number is out of its range, or more answers are awaited than clients are at work.
+        LichenError: if a number is out of its range, more answers are awaited than clients are at work, or models are
+            mixed of several answers.
 
     >>> two = Buffered(arrivals=2, concurrency=4, max_age=3)
     >>> [round(two.discount(age), 3) for age in range(5)]
@@ -110,6 +125,8 @@ class Buffered:
     arrivals: int
     concurrency: int
     exponent: float = 0.5
+    hinge: int | None = None
+    mixing: float | None = None
     max_age: int | None = None
     deadline: float = math.inf
     least: int = 1
@@ -127,6 +144,16 @@ class Buffered:
                 f"exponent {self.exponent} and max_age {self.max_age} are out of range",
                 where="federation.schedule",
                 fix="use 0 or more",
+            )
+        if self.hinge is not None and self.hinge < 0:
+            raise LichenError(
+                f"an age of {self.hinge}", where="federation.schedule.hinge", fix="use 0 or more, or none"
+            )
+        if self.mixing is not None and (self.arrivals != 1 or not 0 < self.mixing <= 1):
+            raise LichenError(
+                f"a share {self.mixing} of the models of {self.arrivals} answers",
+                where="federation.schedule.mixing",
+                fix="use more than 0 and at most 1, and arrivals: 1",
             )
 
     @property
@@ -158,7 +185,9 @@ class Buffered:
         return arrived >= self.arrivals
 
     def discount(self, age: int) -> float:
-        """``(1 + age) ** -exponent``, and 0 beyond ``max_age``."""
+        """``(1 + age) ** -exponent`` or the hinge, and 0 beyond ``max_age``."""
         if self.max_age is not None and age > self.max_age:
             return 0.0
+        if self.hinge is not None:
+            return 1.0 / (self.exponent * max(age - self.hinge, 0) + 1.0)
         return float((1 + age) ** -self.exponent)

@@ -35,6 +35,11 @@ class Schedule(Protocol):
         """An answer may count that was made for older tensors than the server has."""
         ...
 
+    @property
+    def mixing(self) -> float | None:
+        """Share of a fresh client's model in a step of one answer; None: changes are added."""
+        ...
+
     def invite(self, draw: Callable[[int], tuple[int, ...]], busy: frozenset[int], seed: int) -> tuple[int, ...]:
         """Roster indices, ascending, none of them busy.
 

@@ -12,11 +12,12 @@ kind        values                                                    payload
 Each also has ``session``, the server's process and engine; ``recipe``, the digest of what both ends must have; and
 ``state``, the name of the private state that it is for. Each may be asked twice, and is done once: an order by its
 number, a fetch by the place after which outcomes are missing. The site answers with its ``instance`` and ``ok``, which
-is false where a ``hand`` meant another instance, which held what the job goes on from. A ``hand`` names the
-oldest version that is ``needed`` where jobs for older tensors than its own are in flight: their answers
-stay on the disk. A ``fetch`` is answered with
-``outcomes``, a list of ``[place, order, client, bytes]`` whose frames are the payload, one after another, with
-``busy``, whether more will come, and with ``work``, what the site is doing for anybody. So is a ``hand`` that names
+is false where a ``hand`` meant another instance, which held what the job goes on from. A ``hand`` names the oldest
+version that is ``needed`` where jobs for older tensors than its own are in flight: their answers stay on the disk.
+
+A ``fetch`` is answered with ``outcomes``, a list of ``[place, order, client, bytes]`` whose frames are the payload, one
+after another, with ``busy``, whether more will come, and with ``work``, what the site is doing for anybody. So is a
+``hand`` that names
 ``after``, ``wait`` and ``of``, the instance whose places are counted: of a quick job a server asks once. Nothing here
 needs torch.
 """

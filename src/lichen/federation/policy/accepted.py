@@ -140,7 +140,9 @@ def check_job(
 def _check_rounds(
     policy: Policy, accepted: Accepted, job: Job, work: Work | None, invited: int, trained: Mapping[int, int]
 ) -> None:
-    rounds, least = accepted.recipe.federation.rounds, policy.least_clients
+    fed = accepted.recipe.federation
+    # A buffered step averages so many answers, of however many jobs; the recipe was held against that number.
+    rounds, least = fed.rounds, 1 if fed.schedule.kind == "buffered" else policy.least_clients
     last = rounds if accepted.recipe.exchange is None else 2 * rounds  # clients step twice in a round of an exchange
     step = job.version + (work in ("train", "exchange"))
     if job.version < 0 or (work not in (None, "alone", "personal") and step > last):

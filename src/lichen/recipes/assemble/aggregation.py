@@ -189,6 +189,8 @@ def schedule_of(server: ServerSide) -> Schedule:
         arrivals=participants(server),
         concurrency=at_work(server),
         exponent=schedule.exponent,
+        hinge=schedule.hinge,
+        mixing=schedule.mixing,
         max_age=schedule.max_age,
         deadline=deadline,
         least=schedule.least,

@@ -309,11 +309,13 @@ def refuse_misfits(recipe: Recipe) -> None:
         )
     schedule = fed.schedule
     if schedule.kind == "synchronous":
-        for key in ("arrivals", "concurrency", "exponent", "max_age"):
+        for key in ("arrivals", "concurrency", "exponent", "hinge", "mixing", "max_age"):
             if getattr(schedule, key) != type(schedule).model_fields[key].default:
                 raise ValueError(f"federation.schedule.{key}: is FedBuff's; set federation.schedule.kind: buffered")
     elif schedule.concurrency is not None and schedule.arrivals > schedule.concurrency:
         raise ValueError("federation.schedule.arrivals: more than are at work; raise schedule.concurrency, or lower it")
+    if schedule.mixing is not None and schedule.arrivals != 1:
+        raise ValueError("federation.schedule.mixing: models are mixed one by one; set federation.schedule.arrivals: 1")
     refuse_many_liars(recipe)
     if fed.ranks is not None and max(fed.ranks) > recipe.model.adapter.rank:
         raise ValueError("federation.ranks: some are above model.adapter.rank; raise that one")

@@ -51,6 +51,36 @@ SCHEDULE: tuple[Feature, ...] = (
         ),
     ),
     of_shared_model(
+        "federation.schedule.mixing",
+        lambda recipe: recipe.federation.schedule.mixing is not None,
+        Need(
+            Property.MEAN_OF_ONE_LAYOUT,
+            "{who} makes no model that could be mixed with the server's",
+            "use mean, ffa or fedit with one rank for all",
+        ),
+        summary="FedAsync: after each answer the server's model is mixed with the client's, the older the less",
+        papers=(Paper(short="Xie et al. OPT 2020", url="https://arxiv.org/abs/1903.03934"),),
+        clashes=(
+            Clash(
+                other="federation.server",
+                used=lambda recipe: (
+                    recipe.federation.server.name != "sgd"
+                    or recipe.federation.server.lr != 1
+                    or recipe.federation.server.momentum
+                ),
+                what="a mixture of models is no step that another optimizer could take",
+                fix="use sgd, lr 1 and no momentum",
+                where="federation.server",
+            ),
+            Clash(
+                other="federation.robust",
+                used=lambda recipe: recipe.federation.robust is not None,
+                what="of one answer there is no other middle",
+                fix="leave federation.robust out, or mixing",
+            ),
+        ),
+    ),
+    of_shared_model(
         "federation.schedule.deadline",
         lambda recipe: recipe.federation.schedule.deadline is not None,
         EVERY_ANSWER,
