@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from cyclopts import App, Parameter
 
 from lichen.core.errors import LichenError
 from lichen.shell import log, print_json, say
+
+if TYPE_CHECKING:
+    from lichen.federation.kits.settle import Transport
 
 __all__ = ["federation_app"]
 
@@ -25,7 +28,17 @@ federation_app = App(
 
 
 @federation_app.command(name="new")
-def _new(name: str, /, *, host: str, port: int, sites: str = "", out: Path | None = None, json: bool = False) -> None:
+def _new(
+    name: str,
+    /,
+    *,
+    host: str,
+    port: int,
+    sites: str = "",
+    transport: str = "nvflare",
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
     """Make a federation at its coordinator: the authority that signs names, and the server's kit.
 
     Parameters
@@ -38,6 +51,8 @@ def _new(name: str, /, *, host: str, port: int, sites: str = "", out: Path | Non
         The server's port, the only one that must be open.
     sites
         Names of sites, with commas between, whose keys are made here and handed over; others ask and are admitted.
+    transport
+        What carries bytes between server and sites: nvflare, or grpc, which needs fewer packages.
     out
         The folder; NAME if not given.
     json
@@ -45,9 +60,11 @@ def _new(name: str, /, *, host: str, port: int, sites: str = "", out: Path | Non
     """
     from lichen.federation.kits.make import new
     from lichen.federation.kits.members import KITS, SERVER
+    from lichen.federation.kits.papers import check_transport
 
     names = [site.strip() for site in sites.split(",") if site.strip()]
-    made = new(out or Path(name), name=name, host=host, port=port, sites=names)
+    check_transport(transport)
+    made = new(out or Path(name), name=name, host=host, port=port, sites=names, transport=cast("Transport", transport))
     kits = {site: str(made.folder / KITS / site) for site in names}
     result = {"folder": str(made.folder), "server": str(made.folder / SERVER), "sites": kits}
     lines = [f"made {made.folder}; keep {made.folder / 'authority'} where nobody else gets it"]
@@ -57,7 +74,7 @@ def _new(name: str, /, *, host: str, port: int, sites: str = "", out: Path | Non
 
 
 @federation_app.command(name="ask")
-def _ask(*, name: str, for_: str, out: Path | None = None, json: bool = False) -> None:
+def _ask(*, name: str, for_: str, transport: str = "nvflare", out: Path | None = None, json: bool = False) -> None:
     """Ask to be admitted, at a site: make its key, which never leaves it, and a request to send.
 
     Parameters
@@ -66,15 +83,19 @@ def _ask(*, name: str, for_: str, out: Path | None = None, json: bool = False) -
         The site's name, such as hospital-a.
     for_
         The name of the federation.
+    transport
+        What its kits are for, as the coordinator says: nvflare or grpc.
     out
         The folder; FEDERATION-NAME if not given.
     json
         Print the result as JSON, and nothing else, on standard output.
     """
     from lichen.federation.kits.make import ask
+    from lichen.federation.kits.papers import check_transport
 
+    check_transport(transport)
     folder = out or Path(f"{for_}-{name}")
-    request, total = ask(folder, name=name, federation=for_)
+    request, total = ask(folder, name=name, federation=for_, transport=cast("Transport", transport))
     lines = [f"send this to the coordinator: {request}", f"its sum, to compare by telephone:\n{total}"]
     _show(json, {"folder": str(folder), "request": str(request), "sum": total}, lines)
 
@@ -214,14 +235,14 @@ def _connect(kit: Path, /, *, seconds: float = 60.0, json: bool = False) -> None
 
 
 def _connect_site(kit: Path, seconds: float) -> None:
-    from lichen.federation.network import SiteEnd
+    from lichen.federation.transports.choose import open_site
 
     def answer(kind: str, body: bytes) -> bytes:
         if kind != "echo":
             raise LichenError("is only trying its connection", where="site", fix="start the site for a run")
         return body
 
-    with SiteEnd(kit, answer, say=log) as site:
+    with open_site(kit, answer, say=log) as site:
         end = time.monotonic() + seconds
         while not site.wait(0.2) and not site.joined.is_set() and time.monotonic() < end:
             pass
@@ -234,10 +255,10 @@ def _connect_site(kit: Path, seconds: float) -> None:
 
 def _connect_server(kit: Path, seconds: float, json: bool) -> None:
     from lichen.engines.sites import SiteError
-    from lichen.federation.network import NetworkSites
+    from lichen.federation.transports.choose import open_server
 
     there: dict[str, float | None] = {}
-    with NetworkSites(kit, say=log) as sites:
+    with open_server(kit, say=log) as sites:
         log("the server is up")
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:

@@ -27,25 +27,29 @@ from lichen.core import private
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import whole_folder, write_atomic
 from lichen.federation.kits.members import ABOUT, AUTHORITY, KITS, RECORDS, SERVER, Federation, read_federation
+from lichen.federation.kits.own import make_authority, make_kit, make_kit_of, make_request
 from lichen.federation.kits.papers import (
     approve,
     check_host,
     check_name,
     check_site,
+    check_transport,
     definition,
     digest,
     inside,
     package,
     write_json,
 )
-from lichen.federation.kits.settle import settle
+from lichen.federation.kits.settle import Kit, Transport, settle
 from lichen.federation.kits.tool import Words, needs_nvflare, run_tool
 from lichen.federation.policy.keys import POLICY, policy_text
 
 __all__ = ["accept", "ask", "new"]
 
 
-def new(folder: Path, *, name: str, host: str, port: int, sites: Sequence[str] = ()) -> Federation:
+def new(
+    folder: Path, *, name: str, host: str, port: int, sites: Sequence[str] = (), transport: Transport = "nvflare"
+) -> Federation:
     """Make an authority and the server's kit, and kits for sites whose keys may be made here.
 
     Args:
@@ -54,6 +58,7 @@ def new(folder: Path, *, name: str, host: str, port: int, sites: Sequence[str] =
         host: The server's name or address, as sites reach it.
         port: The server's port.
         sites: Names of sites that get a kit at once.
+        transport: What carries bytes between them.
 
     Raises:
         LichenError: for a bad name, or where a federation lies there already: there is never a second authority over
@@ -72,23 +77,42 @@ def new(folder: Path, *, name: str, host: str, port: int, sites: Sequence[str] =
         raise LichenError("holds a federation", where=str(folder), fix=fix)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LichenError("is not empty", where=str(folder), fix="choose another --out")
-    needs_nvflare()
+    check_transport(transport)
+    if transport == "nvflare":
+        needs_nvflare()
     with whole_folder(folder, shared=False, replace=False) as draft:
-        server = {"host": host, "fed_learn_port": port, "admin_port": port}
-        profile = {"name": name, "scheme": "grpc", "connection_security": "mtls", "server": server}
-        write_json(draft / "profile.yaml", profile)
-        made = run_tool(
-            [["cert", "init", "--profile", draft / "profile.yaml", "-o", draft / AUTHORITY]], records=draft / RECORDS
-        )
-        fingerprint = str(made[0]["rootca_fingerprint_sha256"])
-        whom: dict[str, dict[str, Any]] = {SERVER: {"name": host, "type": "server", **server}}
-        whom |= {f"{KITS}/{site}": {"name": site, "type": "client"} for site in sites}
-        _kits_at_once(draft, name, whom, fingerprint)
+        make = _make_nvflare if transport == "nvflare" else _make_own
+        fingerprint = make(draft, name, host, port, sites)
         write_json(draft / ABOUT, {"name": name, "host": host, "port": port, "fingerprint": fingerprint})
         private.tighten(draft)
     if read_federation(folder).fingerprint != fingerprint:  # somebody was quicker
         raise LichenError("holds a federation", where=str(folder), fix="use it, or choose another --out")
     return Federation(folder, name, host, fingerprint)
+
+
+def _make_own(draft: Path, name: str, host: str, port: int, sites: Sequence[str]) -> str:
+    """An authority and kits for gRPC."""
+    fingerprint = make_authority(draft / AUTHORITY, name)
+    make_kit(draft / AUTHORITY, Kit(draft / SERVER, "server", name, host, host, port, "grpc"))
+    for site in sites:
+        make_kit(draft / AUTHORITY, Kit(draft / KITS / site, "site", name, site, host, port, "grpc"))
+        _write_policy(draft / KITS / site)
+    return fingerprint
+
+
+def _make_nvflare(draft: Path, name: str, host: str, port: int, sites: Sequence[str]) -> str:
+    """An authority and kits by NVFlare's own commands."""
+    server = {"host": host, "fed_learn_port": port, "admin_port": port}
+    profile = {"name": name, "scheme": "grpc", "connection_security": "mtls", "server": server}
+    write_json(draft / "profile.yaml", profile)
+    made = run_tool(
+        [["cert", "init", "--profile", draft / "profile.yaml", "-o", draft / AUTHORITY]], records=draft / RECORDS
+    )
+    fingerprint = str(made[0]["rootca_fingerprint_sha256"])
+    whom: dict[str, dict[str, Any]] = {SERVER: {"name": host, "type": "server", **server}}
+    whom |= {f"{KITS}/{site}": {"name": site, "type": "client"} for site in sites}
+    _kits_at_once(draft, name, whom, fingerprint)
+    return fingerprint
 
 
 def _kits_at_once(draft: Path, name: str, whom: dict[str, dict[str, Any]], fingerprint: str) -> None:
@@ -112,13 +136,14 @@ def _kits_at_once(draft: Path, name: str, whom: dict[str, dict[str, Any]], finge
     shutil.rmtree(work)
 
 
-def ask(folder: Path, *, name: str, federation: str) -> tuple[Path, str]:
+def ask(folder: Path, *, name: str, federation: str, transport: Transport = "nvflare") -> tuple[Path, str]:
     """Make a site's key, and the request to be admitted; the key never leaves the folder.
 
     Args:
         folder: Where to; its name must be free.
         name: The site's.
         federation: The name of the federation.
+        transport: What its kits are for, as the coordinator has it.
 
     Returns:
         The request's file, and its sum, which the coordinator compares.
@@ -130,6 +155,13 @@ def ask(folder: Path, *, name: str, federation: str) -> tuple[Path, str]:
     check_site(name, "", "--name")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LichenError("is not empty", where=str(folder), fix="choose another --out")
+    check_transport(transport)
+    file = folder / f"{name}.request.zip"
+    if transport == "grpc":
+        with whole_folder(folder, shared=False, replace=False) as draft:
+            make_request(draft, name=name, federation=federation)
+            private.tighten(draft)
+        return file, digest(file)
     needs_nvflare()
     with whole_folder(folder, shared=False, replace=False) as draft:
         write_json(draft / "site.yaml", definition(federation, {"name": name, "type": "client"}))
@@ -137,7 +169,6 @@ def ask(folder: Path, *, name: str, federation: str) -> tuple[Path, str]:
         os.rename(draft / "request" / f"{name}.request.zip", draft / f"{name}.request.zip")
         (draft / "site.yaml").unlink()
         private.tighten(draft)
-    file = folder / f"{name}.request.zip"
     return file, digest(file)
 
 
@@ -171,8 +202,12 @@ def accept(answer: Path, folder: Path | None, *, fingerprint: str) -> Path:
         raise LichenError("is no fingerprint", where="--fingerprint", fix=fix)
     expected = "SHA256:" + ":".join(digits[i : i + 2] for i in range(0, 64, 2))
     with whole_folder(folder / ".work", shared=False) as work:
-        run_tool([package(answer, work, folder / "request", expected)], records=folder / RECORDS)
-        made = work / str(signed.get("project")) / "prod_00" / site
+        if signed.get("transport") == "grpc":
+            made = work / "kit"
+            make_kit_of(answer, folder / "request", made, expected)
+        else:
+            run_tool([package(answer, work, folder / "request", expected)], records=folder / RECORDS)
+            made = work / str(signed.get("project")) / "prod_00" / site
         settle(made)
         os.rename(made, kit)
     shutil.rmtree(folder / ".work", ignore_errors=True)

@@ -14,8 +14,9 @@ from lichen.core import private
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
 from lichen.core.files.record import Signer, public_key
+from lichen.federation.kits.own import sign_request
 from lichen.federation.kits.papers import approve, check_site, digest, inside
-from lichen.federation.kits.settle import BARRED
+from lichen.federation.kits.settle import BARRED, open_kit
 from lichen.federation.kits.tool import run_tool
 
 __all__ = [
@@ -101,6 +102,10 @@ def admit(request: Path, folder: Path) -> Admitted:
         raise LichenError(
             what, where=str(request), fix="let the site ask again with --for, or name another --federation"
         )
+    server = open_kit(folder / SERVER)
+    if (wanted := str(claims.get("transport", "nvflare"))) != server.transport:
+        what = f"asks to connect over {wanted[:20]}, and the kits of this federation are for {server.transport}"
+        raise LichenError(what, where=str(request), fix=f"let the site ask again with --transport {server.transport}")
     site, total = str(claims.get("name")), digest(request)
     check_site(site, federation.host, str(request))
     answer, note = folder / ADMITTED / f"{site}.signed.zip", folder / ADMITTED / f"{site}.sum"
@@ -115,7 +120,10 @@ def admit(request: Path, folder: Path) -> Admitted:
         write_atomic(note, total.encode())
         draft = answer.with_name(f".{site}.part.signed.zip")
         draft.unlink(missing_ok=True)
-        run_tool([approve(folder, request, draft)], records=folder / RECORDS)
+        if server.transport == "grpc":
+            sign_request(request, folder / AUTHORITY, server, draft)
+        else:
+            run_tool([approve(folder, request, draft)], records=folder / RECORDS)
         os.replace(draft, answer)
     return Admitted(site, answer, total, federation.fingerprint)
 

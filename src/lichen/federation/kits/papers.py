@@ -11,10 +11,11 @@ import json
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_atomic
+from lichen.federation.kits.settle import Transport
 from lichen.federation.kits.tool import Words
 
 __all__ = [
@@ -22,9 +23,11 @@ __all__ = [
     "check_host",
     "check_name",
     "check_site",
+    "check_transport",
     "definition",
     "digest",
     "inside",
+    "member_of",
     "package",
     "write_json",
 ]
@@ -37,6 +40,8 @@ _RESERVED = ("server", "server_parent", "admin", "relay")
 
 _MOST = 1 << 20
 """Bytes of a request or an answer; they have about three thousand."""
+
+_FIX = "give the file as `lichen federation ask` or `admit` wrote it"
 
 
 def check_name(name: str, where: str) -> None:
@@ -61,6 +66,17 @@ def check_site(name: str, host: str, where: str) -> None:
         raise LichenError(
             f"{name!r} cannot be a site's name", where=where, fix="choose one that the server does not use"
         )
+
+
+def check_transport(transport: str) -> None:
+    """Nothing, for a transport that kits can be for.
+
+    Raises:
+        LichenError: for others.
+    """
+    if transport not in get_args(Transport):
+        fix = f"one of: {', '.join(get_args(Transport))}"
+        raise LichenError(f"{transport!r} is no transport", where="--transport", fix=fix)
 
 
 def check_host(host: str) -> None:
@@ -113,15 +129,27 @@ def inside(archive: Path, member: str) -> dict[str, Any]:
     Raises:
         LichenError: if it is neither.
     """
-    fix = "give the file as `lichen federation ask` or `admit` wrote it"
+    try:
+        body = json.loads(member_of(archive, member))
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise LichenError(f"holds no {member}", where=str(archive), fix=_FIX)
+    return body
+
+
+def member_of(archive: Path, member: str) -> bytes:
+    """The bytes of a part of a request or an answer.
+
+    Raises:
+        LichenError: if it has none.
+    """
     try:
         if archive.stat().st_size <= _MOST:
             with zipfile.ZipFile(archive) as packed, packed.open(member) as file:
-                body = json.loads(file.read(_MOST))
-            if isinstance(body, dict):
-                return body
+                return file.read(_MOST)
     except FileNotFoundError:
-        raise LichenError("is not there", where=str(archive), fix=fix) from None
-    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, RecursionError):
+        raise LichenError("is not there", where=str(archive), fix=_FIX) from None
+    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
         pass
-    raise LichenError(f"holds no {member}", where=str(archive), fix=fix)
+    raise LichenError(f"holds no {member}", where=str(archive), fix=_FIX)

@@ -20,14 +20,22 @@ __all__ = [
     "BARRED",
     "CURRENT",
     "ENDED",
+    "OWN",
     "RUNS",
     "SUPERVISOR",
+    "Transport",
     "current_run",
     "is_run",
+    "kit_text",
     "open_kit",
     "open_site_kit",
     "settle",
 ]
+
+Transport = Literal["nvflare", "grpc"]
+
+OWN = "kit.json"
+"""In ``startup`` of a kit for gRPC: whose it is, and where the server is. By this file alone a kit is for gRPC."""
 
 BARRED = "disabled_clients.json"
 """The server kit's file with those who are closed out, by NVFlare's name."""
@@ -72,6 +80,7 @@ class Kit(NamedTuple):
         name: The site's name; the host's at the server.
         host: Where the server is.
         port: And its port.
+        transport: What carries bytes between them.
     """
 
     folder: Path
@@ -80,6 +89,7 @@ class Kit(NamedTuple):
     name: str
     host: str
     port: int
+    transport: Transport = "nvflare"
 
 
 def open_kit(folder: Path) -> Kit:
@@ -89,6 +99,8 @@ def open_kit(folder: Path) -> Kit:
         LichenError: if the folder holds none, or one that is damaged.
     """
     startup = folder / "startup"
+    if (startup / OWN).is_file():
+        return _open_own(folder)
     at_server = (startup / "fed_server.json").is_file()
     file = startup / ("fed_server.json" if at_server else "fed_client.json")
     if not file.is_file():
@@ -116,6 +128,24 @@ def open_site_kit(folder: Path) -> Kit:
     return kit
 
 
+def _open_own(folder: Path) -> Kit:
+    file = folder / "startup" / OWN
+    try:
+        body = json.loads(file.read_text(encoding="utf-8"))
+        if body["transport"] != "grpc" or body["kind"] not in ("server", "site"):
+            raise ValueError
+        federation, name, host = (str(body[key]) for key in ("federation", "name", "host"))
+        return Kit(folder, body["kind"], federation, name, host, int(body["port"]), "grpc")
+    except (OSError, ValueError, KeyError, TypeError):
+        raise LichenError("is damaged", where=str(file), fix="make the kit again, from the answer file") from None
+
+
+def kit_text(kit: Kit) -> bytes:
+    """What the file :data:`OWN` of a kit for gRPC holds."""
+    body = {key: value for key, value in kit._asdict().items() if key != "folder"}
+    return json.dumps(body, indent=1).encode() + b"\n"
+
+
 def is_run(name: str) -> bool:
     """Whether a run can be called so."""
     return _RUN.fullmatch(name) is not None
@@ -140,6 +170,9 @@ def settle(folder: Path) -> Kit:
         LichenError: if the folder holds no kit.
     """
     kit = open_kit(folder)
+    if kit.transport == "grpc":  # it has no settings, and nobody can bring a job
+        private.tighten(folder)
+        return kit
     local = folder / "local"
     try:
         made = json.loads((local / "resources.json.default").read_text(encoding="utf-8"))
