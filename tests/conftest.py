@@ -120,3 +120,17 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("net") / "trial"
     new(folder, name="trial", host="localhost", port=free_port(), sites=["a", "b", "north", "east", "south"])
     return folder
+
+
+@pytest.fixture(scope="session")
+def grpc_federation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same over gRPC, without NVFlare."""
+    pytest.importorskip("grpc")
+    from free_port import free_port
+
+    from lichen.federation.kits.make import new
+
+    folder = tmp_path_factory.mktemp("net") / "trial"
+    sites = ["a", "b", "north", "east", "south"]
+    new(folder, name="trial", host="localhost", port=free_port(), sites=sites, transport="grpc")
+    return folder

@@ -55,10 +55,10 @@ def worker_command(kit: Path, /, *, data: Path, secret: Path | None = None, json
     known = check_before(kit, data, secret=secret, say=report)
 
     from lichen.federation.host import SiteHost
-    from lichen.federation.network import SiteEnd
+    from lichen.federation.transports.choose import open_site
 
     host = SiteHost(kit, data, secret=secret, say=report)
-    with SiteEnd(kit, host.answer, say=report, status=host.status) as site:
+    with open_site(kit, host.answer, say=report, status=host.status) as site:
         try:
             while not site.wait(_LOOK) and not site.joined.is_set():
                 pass

@@ -93,15 +93,15 @@ def _serve_federation(folder: Path | None, page: int | None, resume: Path | None
     from lichen.federation.kits.members import SERVER, find_federation, read_federation
     from lichen.federation.leaving.asking import Looks, RegisteredSites
     from lichen.federation.leaving.register import Register
-    from lichen.federation.network import NetworkSites
     from lichen.federation.supervision.resumed_run import ResumedRun
+    from lichen.federation.transports.choose import open_server
 
     federation = read_federation(find_federation(folder))
     if resume is not None and not has_recipe(resume):
         fix = f"leave it out, and start one: lichen submit RECIPE --federation {federation.folder}"
         raise LichenError("has no recipe.yaml, so no run to go on with", where=f"--resume {resume}", fix=fix)
     with ExitStack() as stack:
-        sites = stack.enter_context(NetworkSites(federation.folder / SERVER, say=log))
+        sites = stack.enter_context(open_server(federation.folder / SERVER, say=log))
         log(f"the server of {federation.name} is up; stop it with Ctrl-C, or: lichen stop {federation.folder}")
         if page is not None:
             shown = _page(federation.folder, federation.name, page, sites)
@@ -121,7 +121,7 @@ def _serve_federation(folder: Path | None, page: int | None, resume: Path | None
             run = ResumedRun(command, say=lambda line: _event(str(resume), line, json, of="run"), quiet=json)
             stack.callback(run.close)
         there: dict[str, str] = {}
-        while not sites.parent.ended.wait(_LOOK):
+        while not sites.wait(_LOOK):
             now = {site: seen.instance for site, seen in sites.seen().items()}
             for site in sorted(now.keys() | there.keys()):
                 if now.get(site) != there.get(site):
@@ -130,8 +130,6 @@ def _serve_federation(folder: Path | None, page: int | None, resume: Path | None
             looks.look(now)
             if run is not None:
                 run.look()
-        if sites.parent.fault is not None:
-            raise sites.parent.fault
     log("the server was stopped")
 
 

@@ -39,7 +39,7 @@ from support import compressed_run
 from support.asking import ABOUT, all_of, fetch, frames, hand, order
 from support.counting_site import RECIPE, trained
 from support.small_experiment import experiment
-from support.transports import NAMES, TRANSPORTS, Running, end, healthy, until
+from support.transports import KITS, NAMES, TRANSPORTS, Running, end, healthy, until
 
 MADE = experiment(6)
 CLIENTS = (0, 1, 2, 3, 4, 5)
@@ -52,7 +52,7 @@ def site_of(client: int) -> str:
 
 @pytest.fixture(scope="module", params=TRANSPORTS)
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    federation = partial(request.getfixturevalue, "federation")
+    federation = partial(request.getfixturevalue, KITS[request.param])
     with TRANSPORTS[request.param](tmp_path_factory.mktemp("sites"), federation) as made:
         until(lambda: set(made.sites.seen()) == set(NAMES))
         yield made

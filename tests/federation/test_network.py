@@ -20,14 +20,15 @@ import pytest
 from lichen import cli
 from lichen.core.errors import LichenError
 from lichen.engines.sites import Seen, SiteError
-from lichen.federation import processes
+from lichen.federation import network, processes
 from lichen.federation.door import open_parcel, parcel
 from lichen.federation.kits.make import new
 from lichen.federation.kits.members import bar, read_federation
 from lichen.federation.kits.papers import approve, package, write_json
 from lichen.federation.kits.settle import open_kit
 from lichen.federation.kits.tool import run_tool
-from lichen.federation.network import NetworkSites, SiteEnd
+from lichen.federation.transports import site as stream_site
+from lichen.federation.transports.choose import ServerEnd, SiteEnd, open_server, open_site
 
 pytest.importorskip("nvflare")
 
@@ -38,8 +39,9 @@ class Net(NamedTuple):
     folder: Path
     fingerprint: str
     port: int
-    server: NetworkSites
+    server: ServerEnd
     sites: dict[str, SiteEnd]
+    transport: str
 
 
 def quiet(line: str) -> None:
@@ -67,18 +69,25 @@ def until(what: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture(scope="module")
-def net(federation: Path) -> Iterator[Net]:
+FIXTURES = {"nvflare": "federation", "grpc": "grpc_federation"}
+
+
+@pytest.fixture(scope="module", params=FIXTURES)
+def net(request: pytest.FixtureRequest) -> Iterator[Net]:
+    federation = request.getfixturevalue(FIXTURES[request.param])
     with ExitStack() as stack:
         kits = {name: federation / "kits" / name for name in ("a", "b")}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(processes, "_AGAIN", 0.2)  # seconds between two tries
-            sites = {name: stack.enter_context(SiteEnd(kit, answer, say=quiet)) for name, kit in kits.items()}
-            server = stack.enter_context(NetworkSites(federation / "server", say=quiet))
+            patch.setattr(stream_site, "_LONGEST_PAUSE", 0.5)
+            sites = {name: stack.enter_context(open_site(kit, answer, say=quiet)) for name, kit in kits.items()}
+            server = stack.enter_context(open_server(federation / "server", say=quiet))
             until(lambda: set(server.seen()) == {"a", "b"})
         port = open_kit(federation / "server").port
-        yield Net(federation, read_federation(federation).fingerprint, port, server, sites)
-    assert all(one.parent.process is None or one.parent.process.poll() is not None for one in (*sites.values(), server))
+        yield Net(federation, read_federation(federation).fingerprint, port, server, sites, request.param)
+    ends = [one for one in (*sites.values(), server) if isinstance(one, network.NetworkSites | network.SiteEnd)]
+    assert len(ends) == (3 if request.param == "nvflare" else 0)
+    assert all(one.parent.process is None or one.parent.process.poll() is not None for one in ends)
 
 
 def cause(net: Net, site: str, kind: str = "echo", body: bytes = b"", within: float = 5.0) -> tuple[str, str]:
@@ -129,7 +138,10 @@ def test_who_is_there_is_known_with_its_versions(net: Net) -> None:
 
 
 def test_a_stopped_site_is_silent_and_a_killed_one_gone_until_it_is_back(net: Net) -> None:
-    process = net.sites["b"].parent.process
+    site = net.sites["b"]
+    if not isinstance(site, network.SiteEnd):
+        pytest.skip("the site is this process; tests/engines/test_sites.py stops and kills one of its own")
+    process = site.parent.process
     assert process is not None
     os.kill(process.pid, signal.SIGSTOP)
     try:
@@ -152,7 +164,7 @@ def test_a_stopped_site_is_silent_and_a_killed_one_gone_until_it_is_back(net: Ne
 
 def refused(folder: Path) -> str:
     """What the person at a site reads that does not get in."""
-    with SiteEnd(folder, answer, say=quiet) as site, pytest.raises(LichenError) as caught:
+    with open_site(folder, answer, say=quiet) as site, pytest.raises(LichenError) as caught:
         site.wait(60)
     assert not site.joined.is_set()
     return str(caught.value)
@@ -160,9 +172,9 @@ def refused(folder: Path) -> str:
 
 def test_a_second_process_of_a_kit_is_refused_here_and_from_another_machine(net: Net, tmp_path: Path) -> None:
     with pytest.raises(LichenError, match="another process runs this kit"):
-        SiteEnd(net.folder / "kits" / "a", answer, say=quiet)
+        open_site(net.folder / "kits" / "a", answer, say=quiet)
     with pytest.raises(LichenError, match="another process runs this kit"):
-        NetworkSites(net.folder / "server", say=quiet)
+        open_server(net.folder / "server", say=quiet)
     elsewhere = tmp_path / "a"
     shutil.copytree(net.folder / "kits" / "a", elsewhere, ignore=shutil.ignore_patterns("run"))
     assert "another process is connected with this kit" in refused(elsewhere)
@@ -180,7 +192,7 @@ def test_a_kit_of_a_foreign_authority_or_of_another_name_is_told_so(
     net: Net, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "_AGAIN", 0.2)  # seconds between two tries
-    new(tmp_path / "foreign", name="trial", host="localhost", port=net.port, sites=["a"])
+    new(tmp_path / "foreign", name="trial", host="localhost", port=net.port, sites=["a"], transport=net.transport)
     foreign = tmp_path / "foreign" / "kits" / "a"
     assert "is not of the authority of this kit" in refused(foreign)
     assert cli.main(["federation", "connect", str(foreign), "--seconds", "30"]) == 2
@@ -189,8 +201,9 @@ def test_a_kit_of_a_foreign_authority_or_of_another_name_is_told_so(
     assert "does not accept this kit's certificate" in refused(foreign)
     named = tmp_path / "named"
     shutil.copytree(net.folder / "kits" / "a", named, ignore=shutil.ignore_patterns("run"))
-    file = named / "startup" / "fed_client.json"
-    file.write_text(file.read_text().replace('"fqsn": "a"', '"fqsn": "b"'))
+    name, key = ("fed_client.json", "fqsn") if net.transport == "nvflare" else ("kit.json", "name")
+    file = named / "startup" / name
+    file.write_text(file.read_text().replace(f'"{key}": "a"', f'"{key}": "b"'))
     assert "the certificate is for a, and the kit says b" in refused(named)
 
 
@@ -208,6 +221,8 @@ os._exit(0)  # NVFlare's threads would keep it
 
 
 def test_a_job_is_refused_even_from_an_administrator(net: Net, tmp_path: Path) -> None:
+    if net.transport != "nvflare":
+        pytest.skip("there are no jobs and no administrators")
     name, work = "boss@lab.org", tmp_path / "work"
     participant = {"name": name, "type": "admin", "role": "lead", "org": "lab"}
     write_json(tmp_path / "boss.yaml", {"name": "trial", "participants": [participant]})
@@ -246,7 +261,7 @@ def test_a_barred_site_is_out_at_once_and_after_a_start(net: Net) -> None:
     assert net.server.ask("a", "echo", b"goes on", 10) == b"goes on"
     bar("b", net.folder, lift=True)
     time.sleep(2.5)  # the server looks every two seconds
-    with SiteEnd(net.folder / "kits" / "b", answer, say=quiet) as site:
+    with open_site(net.folder / "kits" / "b", answer, say=quiet) as site:
         until(site.joined.is_set)
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from lichen.federation.network import SiteEnd
+from lichen.federation.transports.choose import open_site
 
 if __name__ == "__main__":
     folder, kit = map(Path, sys.argv[1:])
     made = Future()  # type: ignore[var-annotated]
-    with SiteEnd(kit, lambda kind, body: made.result().answer(kind, body), say=lambda line: print(line, flush=True)):
+    with open_site(kit, lambda kind, body: made.result().answer(kind, body), say=lambda line: print(line, flush=True)):
         from support.counting_site import Site
 
         site = Site(folder)

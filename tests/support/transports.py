@@ -15,7 +15,7 @@ from typing import Protocol
 from lichen.core.children import bound_command, bound_environment
 from lichen.engines.pipe_sites import PipeSites
 from lichen.engines.sites import Sites
-from lichen.federation.network import NetworkSites
+from lichen.federation.transports.choose import open_server
 from support import counting_site, network_site
 
 NAMES = ("north", "east", "south")
@@ -71,7 +71,7 @@ class Pipes:
 
 
 class Network:
-    """A federation on this machine: each site is a process of its own, over NVFlare's."""
+    """A federation on this machine, by either transport: each site is a process of its own."""
 
     children = False
 
@@ -80,7 +80,7 @@ class Network:
         self.processes: dict[str, Popen[bytes]] = {}
         for name in NAMES:
             self.start(name)
-        self.sites = NetworkSites(self.federation / "server", say=self.say)
+        self.sites = open_server(self.federation / "server", say=self.say)
         self.wait(NAMES)
 
     def say(self, line: str) -> None:
@@ -106,7 +106,7 @@ class Network:
         self.wait((site,))
 
     def reopen(self) -> None:
-        self.sites = NetworkSites(self.federation / "server", say=self.say)
+        self.sites = open_server(self.federation / "server", say=self.say)
         self.wait(NAMES)
 
     def end(self) -> None:
@@ -136,8 +136,11 @@ def network(folder: Path, federation: Callable[[], Path]) -> Iterator[Running]:
         running.sites.close()
 
 
-TRANSPORTS = {"pipes": pipes, "network": network}
+TRANSPORTS = {"pipes": pipes, "network": network, "grpc": network}
 """Each by its name, from a folder, and what makes a federation's kits, to sites that are up until it is left."""
+
+KITS = {"pipes": "federation", "network": "federation", "grpc": "grpc_federation"}
+"""The fixture that makes them."""
 
 
 def end(running: Running, site: str) -> None:

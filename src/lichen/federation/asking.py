@@ -10,13 +10,18 @@ from lichen.core.errors import LichenError
 from lichen.engines.sites import Cause, Seen, SiteError
 from lichen.federation.door import Head, call, error_of
 
-__all__ = ["SPARE", "DoorSites"]
+__all__ = ["SPARE", "DoorSites", "cause_of"]
 
 SPARE = 5.0
 """Seconds beyond a question's own, for the two processes on this machine."""
 
 _CAUSES: dict[str, Cause] = {"gone": "gone", "silent": "silent", "refused": "refused", "other": "refused"}
 """What a door says, as a cause; anything else is a fault."""
+
+
+def cause_of(head: Head) -> Cause:
+    """Why there is no answer, of the head that says so."""
+    return _CAUSES.get(str(head["cause"]), "failed")
 
 
 @final
@@ -74,7 +79,7 @@ class DoorSites:
             error = self._fault() or LichenError("the server's own process is down, and comes back", where=where)
             raise SiteError(site, "gone", error) from None
         if "cause" in head:
-            raise SiteError(site, _CAUSES.get(str(head["cause"]), "failed"), error_of(head))
+            raise SiteError(site, cause_of(head), error_of(head))
         return answer
 
     def close(self) -> None:

@@ -19,8 +19,8 @@ from lichen.engines.remote.pieces import Pieces
 from lichen.federation.kits.settle import open_kit
 from lichen.federation.leaving.marker import LEAVING, answer_leaving, mark, marker_of, refuse_left
 from lichen.federation.leaving.removal import Removed, remove_all
-from lichen.federation.network import SiteEnd
 from lichen.federation.supervision.supervisor import stop_kit
+from lichen.federation.transports.choose import open_site
 
 __all__ = ["Left", "leave"]
 
@@ -101,7 +101,7 @@ def _notify(kit: Path, wait: float, say: Callable[[str], None]) -> None:
     end = time.monotonic() + wait
     try:
         if wait > 0:
-            with SiteEnd(kit, Pieces(answer).answer, say=say) as site:
+            with open_site(kit, Pieces(answer).answer, say=say) as site:
                 while not _is_entered(kit) and time.monotonic() < end:
                     if site.wait(_STEP):
                         break

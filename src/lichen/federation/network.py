@@ -6,23 +6,20 @@ Each stands over NVFlare's process of its kit and talks with it through a door. 
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import threading
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from importlib import metadata
 from pathlib import Path
 from typing import final
 
-from lichen import __version__
 from lichen.core.errors import LichenError
-from lichen.engines.remote.pieces import PIECE
 from lichen.engines.sites import Seen
 from lichen.federation.asking import SPARE, DoorSites
-from lichen.federation.door import LOOK, Door, Head, call, refusal, socket_folder
+from lichen.federation.door import LOOK, Door, Head, call, socket_folder
 from lichen.federation.processes import Parent, check_port, hold_kit
+from lichen.federation.transports.answers import answer_question, own_versions
 
 __all__ = ["NetworkSites", "SiteEnd"]
 
@@ -86,6 +83,14 @@ class NetworkSites:
         """Ask one question and give its answer; see :meth:`lichen.federation.asking.DoorSites.ask`."""
         return self._door_sites.ask(site, kind, body, within)
 
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until its person has stopped it; see :meth:`SiteEnd.wait`."""
+        if not self.parent.ended.wait(seconds):
+            return False
+        if self.parent.fault is not None:
+            raise self.parent.fault
+        return True
+
     def close(self) -> None:
         """End the server's process; sites go on and wait for the next one."""
         self._stack.close()
@@ -140,7 +145,7 @@ class SiteEnd:
                 "LICHEN_DOOR": str(place / "door"),
                 "LICHEN_INSTANCE": self.instance,
                 "LICHEN_PATIENCE": str(_PATIENCE),
-                "LICHEN_VERSIONS": json.dumps({**_versions(), **(versions or {})}),
+                "LICHEN_VERSIONS": json.dumps({**own_versions(), **(versions or {})}),
             }
             self.parent = Parent(kit, environment, say=say)
             stack.callback(self.parent.close)
@@ -157,17 +162,7 @@ class SiteEnd:
         if head.get("op") == "stop":
             threading.Thread(target=self._leave, daemon=True).start()
             return {}, b""
-        where = f"site {self.name}"
-        try:
-            answer = self._give(str(head["kind"]), body)
-            if len(answer) > PIECE:
-                what = f"answered {len(answer):,} bytes; at most {PIECE:,} are sent"
-                return refusal("failed", LichenError(what, where=where)), b""
-            return {}, answer
-        except LichenError as error:
-            return refusal("refused", error), b""
-        except Exception as error:  # never its words: they may be somebody's rows
-            return refusal("failed", LichenError(f"met a fault: {type(error).__name__}", where=where)), b""
+        return answer_question(self._give, str(head["kind"]), body, site=self.name)
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until this site can no longer be of the federation.
@@ -202,13 +197,6 @@ class SiteEnd:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _versions() -> dict[str, str]:
-    found = {"lichen": __version__, "python": platform.python_version()}
-    for package in ("torch", "numpy"):
-        found[package] = metadata.version(package)
-    return found
 
 
 def _remove(place: Path) -> None:

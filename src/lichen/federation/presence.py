@@ -61,6 +61,11 @@ class Presence:
             self._known[site] = _Known(instance, dict(versions), now, now, now + FRESH)
             return True
 
+    def is_replaced(self, instance: str) -> bool:
+        """Whether another process has taken the place of this one."""
+        with self._lock:
+            return instance in self._replaced
+
     def answered(self, site: str, instance: str, now: float) -> None:
         """The process that counts has answered a question."""
         with self._lock:

@@ -25,6 +25,7 @@ from lichen.core.machine import machine_fault
 from lichen.federation.kits.settle import ENDED, Kit, settle
 from lichen.federation.kits.tool import needs_nvflare
 from lichen.federation.reach import obstacle
+from lichen.federation.transports.refusals import needs_grpc
 
 __all__ = ["Parent", "check_port", "hold_kit"]
 
@@ -71,8 +72,11 @@ def hold_kit(folder: Path, *, say: Callable[[str], None]) -> Iterator[Kit]:
     Raises:
         LichenError: if another process of this machine has it, or it is none.
     """
-    needs_nvflare()
     kit = settle(folder)
+    if kit.transport == "nvflare":
+        needs_nvflare()
+    else:
+        needs_grpc()
     fix = "end that one first; each process needs a kit of its own"
     refusal = LichenError("another process runs this kit", where=str(folder), fix=fix)
     with one_process(folder, ".lock", say=say, refusal=refusal):

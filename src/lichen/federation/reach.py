@@ -50,7 +50,7 @@ def obstacle(kit: Kit) -> Obstacle | None:
     where = f"{kit.host}:{kit.port}"
     startup = kit.folder / "startup"
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False  # NVFlare proves the server's name by a signature
+    context.check_hostname = kit.transport == "grpc"  # NVFlare proves the server's name by a signature
     try:
         context.load_verify_locations(startup / "rootCA.pem")
         context.load_cert_chain(startup / "client.crt", startup / "client.key")

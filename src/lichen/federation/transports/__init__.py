@@ -1,0 +1,1 @@
+"""Transports of a federation: which one a kit is for, and the one that needs gRPC alone."""
