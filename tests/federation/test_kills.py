@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+
+import psutil
+import pytest
 
 import lichen
 from lichen.cli import main
@@ -96,9 +100,20 @@ def learned(run: Path) -> dict[str, bytes]:
     return {str(file.relative_to(run)): file.read_bytes() for file in files}
 
 
+def without_nvflare(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Processes that are started from here on end where they import it."""
+    folder.mkdir()
+    (folder / "nvflare.py").write_text("raise ImportError('nvflare is not installed')")
+    patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
+
+
+@pytest.mark.parametrize("kits", ["federation", "grpc_federation"])
 def test_killed_at_every_place_it_ends_where_a_simulation_ends(
-    federation: Path, tmp_path: Path, warm_folder: Path
+    kits: str, request: pytest.FixtureRequest, tmp_path: Path, warm_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    federation: Path = request.getfixturevalue(kits)
+    if kits == "grpc_federation":
+        without_nvflare(tmp_path / "without", monkeypatch)
     plain = submitted(tmp_path)
     lichen.run(plain, out=tmp_path / "simulated")
     (tmp_path / "recipe.yaml").write_text(dump_yaml({**plain, "data": {**plain["data"], "name": "elsewhere.jsonl"}}))
@@ -127,6 +142,8 @@ def test_killed_at_every_place_it_ends_where_a_simulation_ends(
         made.start("north", *again, warm=True)
         before = rounds()
         until(lambda: rounds() >= before + 2, made)
+        started = psutil.Process(made.running["serve"].pid).children()
+        assert len(started) == (1 if kits == "federation" else 0)
         made.kill("serve")
         assert made.running["submit"].poll() is None, made.said()
         made.start("serve", "serve", str(federation))

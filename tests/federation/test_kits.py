@@ -91,7 +91,7 @@ def test_keys_are_where_they_belong(made: Made) -> None:
 
 
 def test_a_kit_says_what_it_is(made: Made) -> None:
-    assert open_kit(made.kit)[1:] == ("site", "trial", "hospital-a", "127.0.0.1", 18199)
+    assert open_kit(made.kit)[1:] == ("site", "trial", "hospital-a", "127.0.0.1", 18199, "nvflare")
     assert open_kit(made.federation.folder / "server")[1:3] == ("server", "trial")
     assert open_kit(made.federation.folder / "kits" / "site-1").name == "site-1"
     with pytest.raises(LichenError, match="holds no kit"):
@@ -283,8 +283,8 @@ def test_the_commands_and_their_flags_are_pinned() -> None:
         )
         flags[command] = sorted(name for argument in collection for name in argument.names)
     assert flags == {
-        "new": ["--host", "--json", "--out", "--port", "--sites", "NAME"],
-        "ask": ["--for", "--json", "--name", "--out"],
+        "new": ["--host", "--json", "--out", "--port", "--sites", "--transport", "NAME"],
+        "ask": ["--for", "--json", "--name", "--out", "--transport"],
         "admit": ["--federation", "--json", "REQUEST"],
         "accept": ["--fingerprint", "--folder", "--json", "ANSWER"],
         "bar": ["--federation", "--json", "--lift", "SITE"],

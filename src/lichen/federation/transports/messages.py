@@ -96,6 +96,11 @@ class Outbox:
                         self._changed.notify()
                     return
 
+    def waits(self) -> bool:
+        """Whether something is still to be sent."""
+        with self._changed:
+            return bool(self._parcels or self._dropped)
+
     def close(self) -> None:
         """Send nothing more at all."""
         with self._changed:

@@ -50,7 +50,7 @@ _WORDS = 64
 
 
 @final
-class _Stream:
+class Stream:
     """A site's connection.
 
     Attributes:
@@ -142,6 +142,9 @@ class StreamSites:
         folder: The server's kit.
         say: Told who is cut off.
 
+    Attributes:
+        streams: Of those that were let in, by site.
+
     Raises:
         LichenError: if another process runs the kit, or the port is taken.
     """
@@ -149,8 +152,8 @@ class StreamSites:
     def __init__(self, folder: Path, *, say: Callable[[str], None]) -> None:
         self._say = say
         self._presence = Presence()
-        self._streams: dict[str, _Stream] = {}
-        self._open: set[_Stream] = set()
+        self.streams: dict[str, Stream] = {}
+        self._open: set[Stream] = set()
         self._barred: frozenset[str] = frozenset()
         self._lock = threading.Lock()
         self._closing, self._ended = threading.Event(), threading.Event()
@@ -199,7 +202,7 @@ class StreamSites:
         site = site_of(context.auth_context()) or self._kit.name
         if site == self._kit.name:
             context.abort(grpc.StatusCode.PERMISSION_DENIED, reason("name"))
-        stream = _Stream(site, context)
+        stream = Stream(site, context)
         with self._lock:
             many = Counter(one.site for one in self._open)[site] >= _OF_A_SITE
             if not many:
@@ -212,7 +215,7 @@ class StreamSites:
         if stream.why:
             context.abort(grpc.StatusCode.ABORTED, stream.why)
 
-    def _read(self, stream: _Stream, requests: Iterator[bytes]) -> None:
+    def _read(self, stream: Stream, requests: Iterator[bytes]) -> None:
         inbox = Inbox(stream.wants)
         try:
             for message in requests:
@@ -234,7 +237,7 @@ class StreamSites:
         else:  # the site has said all that it will
             stream.end("")
 
-    def _greet(self, stream: _Stream, head: Head) -> None:
+    def _greet(self, stream: Stream, head: Head) -> None:
         """Let a site in by its first message, or not."""
         instance, versions = head.get("instance"), head.get("versions")
         if not (isinstance(instance, str) and 0 < len(instance) <= _WORDS and _are_versions(versions)):
@@ -247,18 +250,18 @@ class StreamSites:
             if not self._presence.confirm(stream.site, instance, versions, time.time()):
                 return stream.end(reason("replaced" if self._presence.is_replaced(instance) else "other"))
             stream.instance, stream.ends = instance, None
-            before = self._streams.get(stream.site)
-            self._streams[stream.site] = stream
+            before = self.streams.get(stream.site)
+            self.streams[stream.site] = stream
         if before is not None:  # the same process again, whose connection was lost, or one that was silent for long
             before.end(reason("replaced") if before.instance != instance else "")
         stream.outbox.say({"op": "welcome"})
 
-    def _over(self, stream: _Stream) -> None:
+    def _over(self, stream: Stream) -> None:
         """A stream has ended, whoever ended it."""
         with self._lock:
             self._open.discard(stream)
-            if self._streams.get(stream.site) is stream:
-                del self._streams[stream.site]
+            if self.streams.get(stream.site) is stream:
+                del self.streams[stream.site]
                 self._presence.lost(stream.site, time.time())
         stream.over()
 
@@ -267,7 +270,7 @@ class StreamSites:
         while not self._closing.wait(_EVERY / 2):
             with self._lock:
                 self._barred = _names_in(self._kit.folder / BARRED, self._barred)
-                out = [one for site, one in self._streams.items() if site in self._barred]
+                out = [one for site, one in self.streams.items() if site in self._barred]
                 open_ = list(self._open)
             for one in out:
                 one.end(reason("barred"))
@@ -290,7 +293,7 @@ class StreamSites:
 
     def _ask(self, site: str, kind: str, body: bytes, within: float) -> tuple[Head, Bytes]:
         with self._lock:
-            stream = self._streams.get(site)
+            stream = self.streams.get(site)
         if stream is None:
             return refusal("gone", LichenError("is not connected", where=f"site {site}")), b""
         return stream.ask({"op": "ask", "kind": kind}, body, within)
