@@ -51,13 +51,13 @@ TICK = os.sysconf("SC_CLK_TCK")
 class Federation:
     """A federation on this machine: its kits, its server's end, and sites that are started and ended."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, transport: Any = "nvflare", names: Sequence[str] = NAMES) -> None:
         from lichen.federation.kits.make import new
-        from lichen.federation.network import NetworkSites
+        from lichen.federation.transports.choose import open_server
 
-        self.folder, self.port = folder, free_port()
-        new(folder / "trial", name="trial", host="localhost", port=self.port, sites=NAMES)
-        self.sites = NetworkSites(folder / "trial" / "server", say=print)
+        self.folder, self.port, self.transport = folder, free_port(), transport
+        new(folder / "trial", name="trial", host="localhost", port=self.port, sites=names, transport=transport)
+        self.sites: Any = open_server(folder / "trial" / "server", say=print)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def startup(self, kit: str) -> Path:
@@ -67,17 +67,24 @@ class Federation:
     def start(self, names: Sequence[str], port: int) -> None:
         """Start sites that reach the server at a port, and wait until it sees them all."""
         for name in names:
+            if self.transport == "grpc":  # no table sends it through the relay
+                self.processes[name] = self.end(name)
+                continue
             file = self.startup(f"kits/{name}") / "fed_client.json"
             body = json.loads(file.read_text(encoding="utf-8"))
             body["servers"][0]["service"]["target"] = f"localhost:{port}"
             file.write_text(json.dumps(body), encoding="utf-8")
-            self.processes[name] = end("site", self.folder / "state" / name, self.folder / "trial" / "kits" / name)
+            self.processes[name] = self.end(name)
         deadline = time.monotonic() + 300
         while not set(names) <= set(self.sites.seen()):
             assert time.monotonic() < deadline, "the sites do not come"
             time.sleep(0.2)
         with ThreadPoolExecutor(len(names)) as pool:  # each answers once torch is there
             list(pool.map(lambda name: self.sites.ask(name, "echo", b"", 300), names))
+
+    def end(self, name: str) -> subprocess.Popen[bytes]:
+        """Start a site."""
+        return end("site", self.folder / "state" / name, self.folder / "trial" / "kits" / name)
 
     def stop(self) -> None:
         """End all sites."""
@@ -111,10 +118,10 @@ def children(pid: int) -> list[int]:
 
 
 @contextmanager
-def federation() -> Iterator[Federation]:
+def federation(transport: str = "nvflare", names: Sequence[str] = NAMES) -> Iterator[Federation]:
     """One that ends with the block."""
     with tempfile.TemporaryDirectory(prefix="lichen-", ignore_cleanup_errors=True) as folder:
-        made = Federation(Path(folder))
+        made = Federation(Path(folder), transport, names)
         try:
             yield made
         finally:

@@ -2,6 +2,7 @@
 
 =====================================  ===========================================================================
 ``site STATE KIT``                     a site whose one client has nothing to train; also echoes, short and long
+``bare KIT -``                           an end of a kit, and nothing else
 ``stream STARTUP PORT``                takes a stream of bytes, and gives one back, over gRPC with mutual TLS
 ``relay PORT TO``                      passes connections on; told anything on stdin, prints the bytes so far
 =====================================  ===========================================================================
@@ -26,10 +27,10 @@ GRPC = [("grpc.max_receive_message_length", 2 * CHUNK)]
 
 def site(state: Path, kit: Path) -> None:
     """Answer the server until the process is ended."""
-    from lichen.federation.network import SiteEnd
+    from lichen.federation.transports.choose import open_site
 
     made: Future[Any] = Future()
-    with SiteEnd(kit, lambda kind, body: made.result()(kind, body), say=lambda line: print(line, flush=True)):
+    with open_site(kit, lambda kind, body: made.result()(kind, body), say=lambda line: print(line, flush=True)):
         import torch
 
         from lichen.core.contracts.client import ClientTask
@@ -66,6 +67,18 @@ def site(state: Path, kit: Path) -> None:
         jobs = Pieces(worker.answer)
         made.set_result(lambda kind, body: echoes.get(kind, jobs.answer)(kind, body))
         worker.work()
+
+
+def bare(kit: Path) -> None:
+    """Run one end of either transport, without torch, until the process is ended."""
+    from lichen.federation.kits.settle import open_kit
+    from lichen.federation.transports.choose import open_server, open_site
+
+    if open_kit(kit).kind == "site":
+        with open_site(kit, lambda kind, body: body, say=print) as one:
+            one.wait()
+    with open_server(kit, say=print) as one:
+        one.wait()
 
 
 def stream(startup: Path, port: int) -> None:
@@ -136,6 +149,8 @@ if __name__ == "__main__":
     what, first, second = sys.argv[1:]
     if what == "site":
         site(Path(first), Path(second))
+    elif what == "bare":
+        bare(Path(first))
     elif what == "stream":
         stream(Path(first), int(second))
     else:
