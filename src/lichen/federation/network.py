@@ -6,22 +6,25 @@ Each stands over NVFlare's process of its kit and talks with it through a door. 
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import threading
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from importlib import metadata
 from pathlib import Path
 from typing import final
 
+from lichen import __version__
 from lichen.core.errors import LichenError
+from lichen.engines.remote.pieces import PIECE
 from lichen.engines.sites import Seen
 from lichen.federation.asking import SPARE, DoorSites
-from lichen.federation.door import LOOK, Door, Head, call, socket_folder
+from lichen.federation.door import LOOK, Door, Head, call, refusal, socket_folder
 from lichen.federation.processes import Parent, check_port, hold_kit
-from lichen.federation.transports.answers import answer_question, own_versions
 
-__all__ = ["NetworkSites", "SiteEnd"]
+__all__ = ["NetworkSites", "SiteEnd", "answer_question", "own_versions"]
 
 _START = 60.0
 """Seconds that the server's process may take to open its door."""
@@ -197,6 +200,37 @@ class SiteEnd:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def answer_question(give: Callable[[str, bytes], bytes], kind: str, body: bytes, *, site: str) -> tuple[Head, bytes]:
+    """The head and body of an answer, or of the refusal.
+
+    Args:
+        give: Gives the bytes that answer a question. It declines with a :class:`LichenError`; whatever else it raises
+            is a fault, of which only the kind is told.
+        kind: What the question is.
+        body: Its bytes.
+        site: The site's name.
+    """
+    where = f"site {site}"
+    try:
+        answer = give(kind, body)
+        if len(answer) > PIECE:
+            what = f"answered {len(answer):,} bytes; at most {PIECE:,} are sent"
+            return refusal("failed", LichenError(what, where=where)), b""
+        return {}, answer
+    except LichenError as error:
+        return refusal("refused", error), b""
+    except Exception as error:  # never its words: they may be somebody's rows
+        return refusal("failed", LichenError(f"met a fault: {type(error).__name__}", where=where)), b""
+
+
+def own_versions() -> dict[str, str]:
+    """Of lichen, Python, torch and numpy in this process."""
+    found = {"lichen": __version__, "python": platform.python_version()}
+    for package in ("torch", "numpy"):
+        found[package] = metadata.version(package)
+    return found
 
 
 def _remove(place: Path) -> None:

@@ -23,9 +23,8 @@ from lichen.core.errors import LichenError
 from lichen.core.files.lock import one_process
 from lichen.core.machine import machine_fault
 from lichen.federation.kits.settle import ENDED, Kit, settle
-from lichen.federation.kits.tool import needs_nvflare
+from lichen.federation.kits.tool import needs_grpc, needs_nvflare
 from lichen.federation.reach import obstacle
-from lichen.federation.transports.refusals import needs_grpc
 
 __all__ = ["Parent", "check_port", "hold_kit"]
 

@@ -103,8 +103,8 @@ def admit(request: Path, folder: Path) -> Admitted:
             what, where=str(request), fix="let the site ask again with --for, or name another --federation"
         )
     server = open_kit(folder / SERVER)
-    if (wanted := str(claims.get("transport", "nvflare"))) != server.transport:
-        what = f"asks to connect over {wanted[:20]}, and the kits of this federation are for {server.transport}"
+    if (chosen := str(claims.get("transport", "nvflare"))) != server.transport:
+        what = f"asks to connect over {chosen[:20]}, and the kits of this federation are for {server.transport}"
         raise LichenError(what, where=str(request), fix=f"let the site ask again with --transport {server.transport}")
     site, total = str(claims.get("name")), digest(request)
     check_site(site, federation.host, str(request))

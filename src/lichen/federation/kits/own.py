@@ -76,10 +76,10 @@ def make_request(folder: Path, *, name: str, federation: str) -> Path:
     from cryptography.hazmat.primitives.hashes import SHA256
 
     key = _new_key(folder / "request" / f"{name}.key")
-    asked = x509.CertificateSigningRequestBuilder().subject_name(_name(name, "site")).sign(key, SHA256())
+    csr = x509.CertificateSigningRequestBuilder().subject_name(_name(name, "site")).sign(key, SHA256())
     about = {"transport": "grpc", "project": federation, "name": name, "kind": "site", "cert_type": "client"}
     file = folder / f"{name}.request.zip"
-    _pack(file, {"request.json": _json(about), f"{name}.csr": _pem(asked)})
+    _pack(file, {"request.json": _json(about), f"{name}.csr": _pem(csr)})
     return file
 
 
@@ -100,9 +100,9 @@ def sign_request(request: Path, authority: Path, server: Kit, answer: Path) -> N
 
     site = str(inside(request, "request.json").get("name"))
     try:
-        asked = x509.load_pem_x509_csr(member_of(request, f"{site}.csr"))
-        key = asked.public_key()
-        good = asked.is_signature_valid and asked.subject == _name(site, "site")
+        csr = x509.load_pem_x509_csr(member_of(request, f"{site}.csr"))
+        key = csr.public_key()
+        good = csr.is_signature_valid and csr.subject == _name(site, "site")
     except (ValueError, TypeError):
         good = False
     if not good or not isinstance(key, RSAPublicKey) or not 2048 <= key.key_size <= 8192:

@@ -18,7 +18,7 @@ from lichen.core import private
 from lichen.core.children import bound_command, bound_environment
 from lichen.core.errors import LichenError
 
-__all__ = ["Words", "needs_nvflare", "run_tool"]
+__all__ = ["Words", "needs_grpc", "needs_nvflare", "run_tool"]
 
 Words = list[str | Path]
 """One command, without its first word, which is ``nvflare``."""
@@ -50,6 +50,17 @@ def needs_nvflare() -> None:
     if importlib.util.find_spec("nvflare") is None:
         fix = 'pip install "lichen[federation]"'
         raise LichenError("a federation needs packages that are not installed", where="nvflare", fix=fix)
+
+
+def needs_grpc() -> None:
+    """Nothing, where gRPC is installed.
+
+    Raises:
+        LichenError: if it is not.
+    """
+    if importlib.util.find_spec("grpc") is None:
+        fix = 'pip install "lichen[grpc]"'
+        raise LichenError("a federation over gRPC needs packages that are not installed", where="grpcio", fix=fix)
 
 
 def run_tool(commands: Sequence[Words], *, records: Path) -> list[dict[str, Any]]:

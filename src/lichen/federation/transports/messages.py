@@ -153,18 +153,18 @@ class Inbox:
         if kind == _DROPPED:
             self._parts.pop(number, None)
             return None
-        wanted = self._wants(number)
+        expected = self._wants(number)
         if kind == _FIRST and len(rest) >= _TOTAL.size:
             (total,) = _TOTAL.unpack_from(rest)
             rest = rest[_TOTAL.size :]
             if total > _WHOLE or number in self._parts or len(self._parts) > AT_ONCE:
                 raise _nonsense("more than a stream may have on its way")
-            if not wanted:
+            if not expected:
                 return None
             self._parts[number] = (total, bytearray())
         elif kind != _MORE:
             raise _nonsense("bytes that are no message")
-        if not wanted:
+        if not expected:
             self._parts.pop(number, None)
             return None
         if number not in self._parts:

@@ -5,13 +5,11 @@ It is said by gRPC's status, with a code of ours in front of its details. Nothin
 
 from __future__ import annotations
 
-import importlib.util
-
 from lichen.core.errors import LichenError
 from lichen.core.visible import visible
 from lichen.federation.kits.settle import Kit
 
-__all__ = ["METHOD", "SERVICE", "fault_of", "needs_grpc", "reason"]
+__all__ = ["METHOD", "SERVICE", "fault_of", "reason"]
 
 SERVICE, METHOD = "lichen.Federation", "Join"
 
@@ -62,14 +60,3 @@ def fault_of(kit: Kit, status: str, details: str) -> LichenError | None:
         return None
     what, fix = _REASONS[code]
     return LichenError(f"{what}: {visible(more[:_LETTERS])}" if more else what, where=where, fix=fix)
-
-
-def needs_grpc() -> None:
-    """Nothing, where gRPC is installed.
-
-    Raises:
-        LichenError: if it is not.
-    """
-    if importlib.util.find_spec("grpc") is None:
-        fix = 'pip install "lichen[grpc]"'
-        raise LichenError("a federation over gRPC needs packages that are not installed", where="grpcio", fix=fix)

@@ -68,14 +68,14 @@ class Stream:
         self._pending: dict[int, Future[tuple[Head, memoryview]]] = {}
         self._numbers, self._last = itertools.count(1), 0
         self._lock = threading.Lock()
-        self._room = threading.BoundedSemaphore(AT_ONCE)
+        self._slots = threading.BoundedSemaphore(AT_ONCE)
         self._over = False
 
     def ask(self, head: Head, body: Bytes, within: float) -> tuple[Head, Bytes]:
         """One question to the process at the other end."""
         end = time.monotonic() + within
         late = LichenError(f"did not answer within {within:.0f} seconds", where=f"site {self.site}")
-        if within <= 0 or not self._room.acquire(timeout=within):
+        if within <= 0 or not self._slots.acquire(timeout=within):
             return refusal("silent", late), b""
         answer: Future[tuple[Head, memoryview]] = Future()
         try:
@@ -94,7 +94,7 @@ class Stream:
                     self._pending.pop(number, None)
                 self.outbox.drop(number)
         finally:
-            self._room.release()
+            self._slots.release()
 
     def _gone(self) -> tuple[Head, Bytes]:
         return refusal("gone", LichenError("ended before it answered", where=f"site {self.site}")), b""

@@ -17,9 +17,9 @@ from typing import Any, final
 
 from lichen.core.errors import LichenError
 from lichen.federation.door import Door, Head, refusal, socket_folder
+from lichen.federation.network import answer_question, own_versions
 from lichen.federation.processes import hold_kit
 from lichen.federation.reach import obstacle
-from lichen.federation.transports.answers import answer_question, own_versions
 from lichen.federation.transports.credentials import PULSE, import_grpc, site_credentials
 from lichen.federation.transports.messages import MESSAGE, Inbox, Outbox
 from lichen.federation.transports.refusals import METHOD, SERVICE, fault_of
@@ -46,7 +46,7 @@ class StreamSite:
     Args:
         folder: The site's kit.
         answer: Gives the bytes that answer a question; see
-            :func:`lichen.federation.transports.answers.answer_question`. Called by several threads at once.
+            :func:`lichen.federation.network.answer_question`. Called by several threads at once.
         say: Told what keeps the site from the server.
         versions: What must agree at both ends, beside those of lichen, torch, numpy and Python.
         instance: Another one after every start of the process; empty: drawn.
