@@ -7,6 +7,7 @@ Nothing heavy is imported until a command needs it.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -134,6 +135,10 @@ def _serve_federation(folder: Path | None, page: int | None, resume: Path | None
 
 
 def _page(folder: Path, name: str, port: int, sites: Sites) -> Page:
+    if importlib.util.find_spec("prometheus_client") is None:
+        fix = "pip install prometheus-client"
+        raise LichenError("a page needs a package that is not installed", where="--page", fix=fix)
+
     from lichen.federation.page import Page
     from lichen.federation.standing import standing
 

@@ -20,8 +20,8 @@ from lichen.federation.leaving.asking import Looks, RegisteredSites
 from lichen.federation.leaving.marker import answer_leaving, marker_of, others_of
 from lichen.federation.leaving.register import Register
 from lichen.federation.leaving.removal import remove_runs_with, require_proven
-from lichen.federation.network import NetworkSites
 from lichen.federation.standing import site_standing, standing
+from lichen.federation.transports.choose import open_server
 from lichen.recipes.artifacts.withdrawn.deletions import salted
 from support.leaving import NAMES, Members
 
@@ -33,9 +33,9 @@ RUN, LATER = "a" * 16, "b" * 16
 
 
 @pytest.fixture
-def members(federation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Members]:
+def members(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Members]:
     monkeypatch.setenv("LICHEN_CACHE", str(tmp_path / "cache"))
-    made = Members(federation, tmp_path)
+    made = Members(request.getfixturevalue(getattr(request, "param", "federation")), tmp_path)
     yield made
     made.close()
 
@@ -239,16 +239,17 @@ def test_the_coordinator_enters_by_hand_who_cannot_be_reached(
     assert site_standing(members.kit(LEAVER))["doing"].endswith("the coordinator does not know")
 
 
+@pytest.mark.parametrize("members", ["federation", "grpc_federation"], indirect=True)
 def test_a_site_leaves_while_the_server_is_down_and_notifies_it_later(
     members: Members, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With NVFlare's processes: the server, and the command at the site."""
+    """Over a network: the server, and the command at the site."""
     kit, lines = members.kit(LEAVER), list[str]()
     fill(kit, RUN)
     assert leave(kit, wait=1.0, say=lines.append).entered == ""
     assert any("nobody listens there" in line for line in lines)
     assert canaries(kit) == []
-    with NetworkSites(members.folder / "server", say=lines.append) as server:
+    with open_server(members.folder / "server", say=lines.append) as server:
         looks = Looks(RegisteredSites(server, Register(members.folder), say=lines.append))
         entered = leaving._is_entered
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from free_port import free_port
 
 from lichen.core.errors import LichenError
 from lichen.engines.remote.pieces import PIECE
 from lichen.engines.sites import SiteError
+from lichen.federation import reach
 from lichen.federation.kits.settle import Kit, open_kit
+from lichen.federation.transports import server as stream_server
 from lichen.federation.transports import site as stream_site
-from lichen.federation.transports.credentials import import_grpc, site_credentials, site_of
+from lichen.federation.transports.credentials import PULSE, import_grpc, site_credentials, site_of
 from lichen.federation.transports.messages import AT_ONCE, MESSAGE, Inbox, Outbox
 from lichen.federation.transports.refusals import METHOD, SERVICE, fault_of, reason
 from lichen.federation.transports.server import StreamSites
@@ -254,6 +261,84 @@ def test_a_site_that_does_not_hear_its_server_connects_anew(
             until(lambda: "a: the server is unheard; connects anew" in said)
         until(lambda: server.streams.get("a") not in (None, mute))
         assert server.ask("a", "echo", b"back", 10) == b"back"
+
+
+class Relay:
+    """Passes bytes on between a site and its server, until it stands still and nobody is told."""
+
+    def __init__(self, to: int) -> None:
+        self.flows = threading.Event()
+        self.flows.set()
+        self._to = to
+        self._listener = socket.create_server(("localhost", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                link, _ = self._listener.accept()
+                other = socket.create_connection(("localhost", self._to))
+                for pair in ((link, other), (other, link)):
+                    threading.Thread(target=self._pass, args=pair, daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                self.flows.wait()
+                sink.sendall(data)
+        sink.close()
+
+    def close(self) -> None:
+        self.flows.set()
+        self._listener.close()
+
+
+PULSES = {
+    "by gRPC": (
+        [(name, min(value, 1000)) for name, value in PULSE],
+        1000.0,
+        "the connection with the server has ended",
+    ),
+    "by silence": ([], 2.0, "the server is unheard"),
+}
+
+
+@pytest.mark.parametrize("how", PULSES)
+def test_a_link_that_carries_nothing_any_more_is_noticed_at_both_ends(
+    how: str, grpc_federation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No end is told that the other one cannot be reached: they find out, and meet again when it can be."""
+    pulse, patience, line = PULSES[how]
+    monkeypatch.setattr(stream_site, "_FIRST_PAUSE", 0.05)
+    for module in (stream_site, stream_server):
+        monkeypatch.setattr(module, "PULSE", pulse)
+        monkeypatch.setattr(module, "_PATIENCE", patience)
+    monkeypatch.setattr(reach, "_PATIENCE", 0.5)
+    folder = tmp_path / "trial"
+    shutil.copytree(grpc_federation, folder, ignore=shutil.ignore_patterns("run"))
+    file, port = folder / "server" / "startup" / "kit.json", free_port()
+    file.write_text(json.dumps({**json.loads(file.read_text()), "port": port}))
+    relay = Relay(port)
+    file = folder / "kits" / "a" / "startup" / "kit.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "port": relay.port}))
+    said = list[str]()
+    with (
+        StreamSites(folder / "server", say=quiet) as own,
+        StreamSite(folder / "kits" / "a", lambda kind, body: body, say=said.append),
+    ):
+        until(lambda: "a" in own.seen())
+        before = own.streams["a"]
+        relay.flows.clear()
+        with pytest.raises(SiteError) as caught:
+            own.ask("a", "echo", b"lost", 20)
+        assert caught.value.cause == "gone"
+        until(lambda: bool(said))
+        assert f"{line}; connects anew" in said[0]
+        relay.flows.set()
+        until(lambda: own.streams.get("a") not in (None, before))
+        assert own.ask("a", "echo", b"again", 10) == b"again"
+    relay.close()
 
 
 def test_more_questions_than_a_stream_may_have_wait_and_all_are_answered(

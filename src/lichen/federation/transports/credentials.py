@@ -14,6 +14,7 @@ __all__ = ["PULSE", "import_grpc", "server_credentials", "site_credentials", "si
 PULSE = [
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # of a minute by default, and gRPC waits for the longer of the two
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 ]

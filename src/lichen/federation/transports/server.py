@@ -35,6 +35,9 @@ __all__ = ["StreamSites"]
 _EVERY = 2.0
 """Seconds between two looks at a site, and at who is barred."""
 
+_PATIENCE = 30.0
+"""Seconds without a word of a site, over a link that is good, after which its stream ends; it may come again."""
+
 _GREETING = 10.0
 """Seconds that a site has for its first message."""
 
@@ -57,12 +60,14 @@ class Stream:
         site: Whose, by its certificate.
         instance: Of its process.
         ends: When it is cancelled, in seconds of the monotonic clock, unless it has ended.
+        last: When the site was read last, by the same clock.
         why: The details of the status with which it ends.
     """
 
     def __init__(self, site: str, context: Any) -> None:
         self.site, self.instance, self.why = site, "", ""
         self.ends: float | None = time.monotonic() + _GREETING
+        self.last = time.monotonic()
         self.outbox = Outbox()
         self._context = context
         self._pending: dict[int, Future[tuple[Head, memoryview]]] = {}
@@ -219,6 +224,7 @@ class StreamSites:
         inbox = Inbox(stream.wants)
         try:
             for message in requests:
+                stream.last = time.monotonic()
                 if stream.instance:
                     self._presence.answered(stream.site, stream.instance, time.time())
                 found = inbox.take(message)
@@ -276,9 +282,10 @@ class StreamSites:
                 one.end(reason("barred"))
                 self._over(one)
             for one in open_:
-                if one.ends is not None and time.monotonic() > one.ends:
+                ends = one.last + _PATIENCE if one.ends is None else one.ends
+                if time.monotonic() > ends:
                     one.cancel()
-                elif one.instance and one.ends is None:
+                elif one.ends is None:
                     one.outbox.say({"op": "look"})
 
     # --- what is asked of it ----------------------------------------------------------------------------------------
