@@ -28,7 +28,7 @@ from lichen.algorithms.scores import SUMMED, Center, is_validated, mean_loss, su
 from lichen.core.collecting.admission import OPEN, Admission
 from lichen.core.collecting.collect import Collected, collect
 from lichen.core.collecting.history import Retains
-from lichen.core.collecting.in_flight import give_up_old, now_in_flight
+from lichen.core.collecting.in_flight import at_work, give_up_old, now_in_flight
 from lichen.core.collecting.rollback import rollback_after, with_rollback
 from lichen.core.contracts.algorithm import Report, ServerState
 from lichen.core.contracts.engine import Engine
@@ -40,7 +40,7 @@ from lichen.core.seeds import derive
 from lichen.core.timing.schedule import Schedule, VirtualClock
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
-from lichen.server.mixing import mixed, one_job
+from lichen.server.mixing import step_of
 from lichen.server.schedules import SYNCHRONOUS
 from lichen.transforms.downlink import WHOLE, Downlink
 from lichen.transforms.transform import Transform, Transformed, measures, on_total
@@ -117,7 +117,7 @@ class Average:
         """One round. A round nobody comes to changes nothing but its number."""
         state, old = give_up_old(now_in_flight(state, engine), engine, self.schedule)
         start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
-        busy = frozenset(client for flight in state.in_flight for client in flight.waiting)
+        busy = at_work(state)
         clients = self.schedule.invite(
             lambda draw_seed: self.sampler.invite(self.weight_N, draw_seed), busy, derive(seed, "invite")
         )
@@ -144,7 +144,8 @@ class Average:
             in_flight=state.in_flight,
             version=state.round,
         )
-        for sent in (*(flight.job for flight in state.in_flight), *jobs):
+        requested = (*(flight.job for flight in state.in_flight), *jobs)
+        for sent in requested:
             answered = came.client_N[came.version_N == sent.version].tolist()
             downlink = self.downlink.acknowledge(sent, answered, downlink)
         sums, metrics = summed(came.metrics, came.weight_N)
@@ -154,11 +155,8 @@ class Average:
             self.history.retain(state.round, came.client_N.tolist() if enough else ())
         if enough:
             change, aggregated = self.aggregator.close(came.total, self.clients_start(state))
-            if self.schedule.mixing is not None:
-                sent = (*(flight.job for flight in state.in_flight), *jobs)
-                one = one_job(sent, came.client_N.tolist(), came.version_N.tolist())
-                share = self.schedule.mixing * self.schedule.discount(state.round - one.version)
-                change = mixed(change, one.shared, state.shared, share)
+            clients_came, versions_came = came.client_N.tolist(), came.version_N.tolist()
+            change = step_of(change, self.schedule, requested, clients_came, versions_came, job)
             change, noted, transformed = on_total(
                 transforms,
                 change,
@@ -180,7 +178,9 @@ class Average:
         state = replace(state, round=state.round + 1, in_flight=came.in_flight)
         trained_up, trained_down = engine.bytes_up, engine.bytes_down
         if self.valid and is_validated(state.round, self.valid_every, self.rounds):
-            state, judged, came_to_judge = self.validate(state, engine, self._at_work(state, engine))
+            # Where time is real, a client does one thing at a time, and no validation waits for its training.
+            working = frozenset[int]() if isinstance(engine, VirtualClock) else at_work(state)
+            state, judged, came_to_judge = self.validate(state, engine, working)
             attendance += came_to_judge.judging()
             metrics.update(judged)
         if isinstance(engine, VirtualClock):
@@ -219,12 +219,6 @@ class Average:
         """What is known of the clients; from the tensors as they are where a run goes on that knew nothing."""
         return state.downlink or self.downlink.init(state.shared, len(self.weight_N), first=state.round == 0)
 
-    def _at_work(self, state: ServerState, engine: Engine) -> frozenset[int]:
-        """Clients that no validation waits for: those in flight, where time is real and one thing is done at a time."""
-        if isinstance(engine, VirtualClock):
-            return frozenset()
-        return frozenset(client for flight in state.in_flight for client in flight.waiting)
-
     def validate(
         self, state: ServerState, engine: Engine, busy: frozenset[int] = frozenset()
     ) -> tuple[ServerState, dict[str, float], Attendance]:
@@ -233,7 +227,7 @@ class Average:
         Args:
             state: The state.
             engine: Where clients are.
-            busy: Clients that are not asked.
+            busy: Are not asked.
         """
         everyone = range(self.weight_N.shape[0]) if self.validators is None else self.validators
         judges = tuple(client for client in everyone if client not in busy)
@@ -245,9 +239,8 @@ class Average:
             seed=0,
             base=self.base,
         )
-        flying = frozenset(client for flight in state.in_flight for client in flight.waiting)
         whole = self.downlink.jobs(job, state.downlink, whole=True)
-        jobs = [with_rollback(one, state.rollback, flying) for one in whole]
+        jobs = [with_rollback(one, state.rollback, at_work(state)) for one in whole]
         came = collect(engine, jobs, admission=self.admission, schedule=within_seconds(self.scoring))
         for sent in jobs:
             answered = came.client_N.tolist()

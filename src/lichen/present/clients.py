@@ -101,8 +101,8 @@ def _attended(
             for client in clients:
                 causes.setdefault(client, Counter())[cause] += 1
     for column, found in missing.items():
-        for cause, clients in found.items():
-            for client in clients:
+        for cause, some in found.items():
+            for client in some:
                 causes.setdefault(client, Counter())[f"score of {column}: {cause}"] += 1
     if not causes:
         return None

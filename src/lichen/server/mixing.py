@@ -16,9 +16,32 @@ from dataclasses import replace
 
 from lichen.core.errors import LichenError
 from lichen.core.message import Job
+from lichen.core.timing.schedule import Schedule
 from lichen.core.wire.shared import Shared
 
-__all__ = ["mixed", "one_job"]
+__all__ = ["mixed", "one_job", "step_of"]
+
+
+def step_of(
+    change: Shared, schedule: Schedule, jobs: Sequence[Job], clients: Sequence[int], versions: Sequence[int], now: Job
+) -> Shared:
+    """The change as it is, or where a schedule mixes models, the one that leads to the mixture.
+
+    Args:
+        change: What the answers of a step add up to.
+        schedule: Says how models are mixed.
+        jobs: All that may have been answered.
+        clients: Who has answered.
+        versions: Of the job that each has answered.
+        now: A job with the server's newest tensors and version.
+
+    Raises:
+        LichenError: if models are mixed, and there are several answers.
+    """
+    if schedule.mixing is None:
+        return change
+    one = one_job(jobs, clients, versions)
+    return mixed(change, one.shared, now.shared, schedule.mixing * schedule.discount(now.version - one.version))
 
 
 def mixed(change: Shared, began: Shared, shared: Shared, share: float) -> Shared:

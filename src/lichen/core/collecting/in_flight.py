@@ -9,7 +9,12 @@ from lichen.core.contracts.engine import Engine
 from lichen.core.timing.flight import Flight
 from lichen.core.timing.schedule import Schedule, VirtualClock
 
-__all__ = ["give_up_old", "now_in_flight"]
+__all__ = ["at_work", "give_up_old", "now_in_flight"]
+
+
+def at_work(state: ServerState) -> frozenset[int]:
+    """Clients that have yet to answer."""
+    return frozenset(client for flight in state.in_flight for client in flight.waiting)
 
 
 def now_in_flight(state: ServerState, engine: Engine) -> ServerState:

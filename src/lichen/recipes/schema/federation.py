@@ -96,15 +96,15 @@ class ScheduleConfig(Section):
     )
     hinge: Annotated[int, Field(ge=0)] | None = Field(
         default=None,
-        description="buffered: up to this age an answer weighs in full, and s steps beyond it 1 / (exponent s + 1); none: "
-        "the power of its age",
+        description="buffered: up to this age an answer weighs in full, and s steps beyond it 1 / (exponent s + 1); "
+        "none: the power of its age",
     )
     mixing: float | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="buffered, with arrivals: 1: FedAsync, the server's model is mixed with so much of the client's, times "
-        "what its age leaves; none: changes are added",
+        description="buffered, with arrivals: 1: FedAsync, the server's model is mixed with so much of the client's, "
+        "times what its age leaves; none: changes are added",
     )
     max_age: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="buffered: clients whose job is more steps old are given up; none: any age counts"
