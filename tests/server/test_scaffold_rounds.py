@@ -207,8 +207,6 @@ def test_a_server_without_control_variates_says_so() -> None:
         (["federation.fair=qffl"], "federation.fair"),
         (["federation.fair=minmax"], "federation.fair"),
         (["federation.schedule={kind: buffered}", "engine.clock={median: 60}"], "federation.schedule.kind"),
-        (["federation.schedule.deadline=100", "engine.clock={median: 60}"], "federation.schedule.deadline"),
-        (["federation.schedule.least=2"], "federation.schedule.least"),
         (["model={name: m}"], "optimizer.name"),  # the rule is then fedit
     ],
 )
