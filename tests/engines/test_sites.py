@@ -222,6 +222,9 @@ def test_a_busy_site_says_at_once_what_it_does_and_a_job_can_be_given_up(running
 
 # --- the engine --------------------------------------------------------------------------------------------------
 
+NO_THIRD = pytest.mark.parametrize("running", ["pipes", "network"], indirect=True)
+"""Sites are started again and again, which takes seconds; one kind of network is enough for what engines do then."""
+
 
 def engine(running: Running, **how: object) -> FederatedEngine:
     how = {"agreed": snapshot_name(MADE.start), "recipe": RECIPE, **how}
@@ -266,6 +269,7 @@ def test_rounds_at_two_rates_leave_the_files_of_the_local_engine(running: Runnin
     assert private(tmp_path / "here" / "lr=0.1") != private(tmp_path / "here" / "lr=0.3")
 
 
+@NO_THIRD
 def test_a_site_that_dies_costs_its_own_clients_the_round(running: Running, state: str, tmp_path: Path) -> None:
     with engine(running, state=state, patience=Patience(gone=0.2)) as made:
         number = made.submit(replace(JOB, settings={"slow": 1.0}))
@@ -278,6 +282,7 @@ def test_a_site_that_dies_costs_its_own_clients_the_round(running: Running, stat
         assert by_client([r.message for r in replies(made) if r.message]) == here(tmp_path / "own")
 
 
+@NO_THIRD
 def test_a_site_that_comes_back_is_handed_over_what_it_had_not_done(
     running: Running, state: str, tmp_path: Path
 ) -> None:
@@ -294,6 +299,7 @@ def test_a_site_that_comes_back_is_handed_over_what_it_had_not_done(
         assert made.bytes_down > before
 
 
+@NO_THIRD
 def test_a_server_that_goes_on_is_answered_from_the_sites_disks(running: Running, state: str, tmp_path: Path) -> None:
     first = engine(running, state=state)
     number = first.submit(JOB)
@@ -324,6 +330,7 @@ def test_a_job_with_another_seed_or_without_its_private_state_is_trained_again(r
         assert len(log(running, "north", state)) == 7
 
 
+@NO_THIRD
 def test_views_go_down_coded_and_whole_to_a_site_that_came_back(running: Running, state: str, tmp_path: Path) -> None:
     algorithm = compressed_run.average(
         MADE,

@@ -76,7 +76,7 @@ def until(what: Callable[[], bool], made: Commands, seconds: float = 120.0) -> N
         time.sleep(0.05)
 
 
-def submitted(home: Path) -> dict[str, Any]:
+def submitted(home: Path, rounds: int = ROUNDS) -> dict[str, Any]:
     """Two sites of two people each, and the recipe of all."""
     save_model(home / "model")
     lines = save_rows(home / "all.jsonl", "pair", clients=4).read_text().splitlines()
@@ -90,7 +90,7 @@ def submitted(home: Path) -> dict[str, Any]:
         "pair",
         engine={"packing": False, "clients_per_block": 1},
         optimizer={"name": "adamw"},
-        federation={"rounds": ROUNDS, "local_steps": 8, "keep_optimizer": True},
+        federation={"rounds": rounds, "local_steps": 8, "keep_optimizer": True},
         wire={"up": ["int8~"], "down": ["int8"]},
     )
 
@@ -100,20 +100,9 @@ def learned(run: Path) -> dict[str, bytes]:
     return {str(file.relative_to(run)): file.read_bytes() for file in files}
 
 
-def without_nvflare(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Processes that are started from here on end where they import it."""
-    folder.mkdir()
-    (folder / "nvflare.py").write_text("raise ImportError('nvflare is not installed')")
-    patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
-
-
-@pytest.mark.parametrize("kits", ["federation", "grpc_federation"])
 def test_killed_at_every_place_it_ends_where_a_simulation_ends(
-    kits: str, request: pytest.FixtureRequest, tmp_path: Path, warm_folder: Path, monkeypatch: pytest.MonkeyPatch
+    federation: Path, tmp_path: Path, warm_folder: Path
 ) -> None:
-    federation: Path = request.getfixturevalue(kits)
-    if kits == "grpc_federation":
-        without_nvflare(tmp_path / "without", monkeypatch)
     plain = submitted(tmp_path)
     lichen.run(plain, out=tmp_path / "simulated")
     (tmp_path / "recipe.yaml").write_text(dump_yaml({**plain, "data": {**plain["data"], "name": "elsewhere.jsonl"}}))
@@ -142,8 +131,6 @@ def test_killed_at_every_place_it_ends_where_a_simulation_ends(
         made.start("north", *again, warm=True)
         before = rounds()
         until(lambda: rounds() >= before + 2, made)
-        started = psutil.Process(made.running["serve"].pid).children()
-        assert len(started) == (1 if kits == "federation" else 0)
         made.kill("serve")
         assert made.running["submit"].poll() is None, made.said()
         made.start("serve", "serve", str(federation))
@@ -161,3 +148,41 @@ def test_killed_at_every_place_it_ends_where_a_simulation_ends(
     lines = [json.loads(line) for line in (tmp_path / "serve.log").read_text().splitlines() if line.startswith("{")]
     assert {(line["site"], line["what"]) for line in lines} >= {(site, "is there") for site in SITES}
     assert "goes on with run" in (tmp_path / "north.log").read_text()
+
+
+def without_nvflare(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Processes that are started from here on end where they import it."""
+    folder.mkdir()
+    (folder / "nvflare.py").write_text("raise ImportError('nvflare is not installed')")
+    patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
+
+
+def test_over_grpc_and_without_nvflare_it_ends_there_too(
+    grpc_federation: Path, tmp_path: Path, warm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, folder = submitted(tmp_path, rounds=4), grpc_federation
+    lichen.run(plain, out=tmp_path / "simulated")
+    (tmp_path / "recipe.yaml").write_text(dump_yaml({**plain, "data": {**plain["data"], "name": "elsewhere.jsonl"}}))
+    run = tmp_path / "run"
+    without_nvflare(tmp_path / "without", monkeypatch)
+    with commands(tmp_path, warm_folder) as made:
+        made.start("serve", "serve", str(folder))
+        for site in SITES:
+            kit, rows = folder / "kits" / site, tmp_path / "rows" / f"{site}.jsonl"
+            change_policy(kit / "policy.yaml", [f"models={tmp_path / 'model'}"])
+            made.start(site, "join", str(kit), "--data", str(rows), warm=site != "north")
+        at_sites = ("--federation", str(folder), "--sites", ",".join(SITES), "--wait", "120")
+        made.start("submit", "submit", "recipe.yaml", *at_sites, "--out", str(run), warm=True)
+        until(lambda: (run / "trace.jsonl").exists(), made)
+        assert [psutil.Process(made.running[name].pid).children() for name in ("serve", "north")] == [[], []]
+        made.kill("serve")
+        assert made.running["submit"].poll() is None, made.said()
+        made.start("serve", "serve", str(folder))
+        until(lambda: made.running["submit"].poll() is not None, made)
+        assert made.running["submit"].returncode == 0, made.said()
+        for name, place in (("north", "kits/north"), ("east", "kits/east"), ("serve", "")):
+            assert main(["stop", str(folder / place)]) == 0
+            assert made.running[name].wait(30) == 0, made.said()
+    assert learned(run) == learned(tmp_path / "simulated")
+    assert len(learned(run)) == 3
+    assert "the connection with the server has ended; connects anew" in (tmp_path / "north.log").read_text()
