@@ -39,6 +39,7 @@ from lichen.recipes.sites.site_node import ANNOUNCE, JOIN, WAITING, site_answers
 __all__ = ["SiteHost"]
 
 RECIPE = "recipe.yaml"
+SESSIONS = "sessions.json"
 
 _WAIT = 10.0
 """Seconds that the server waits for rows that are being read, before it is to ask again."""
@@ -78,6 +79,7 @@ class HostedRun:
             talks_in(self.accepted.recipe, self.folder, lambda: self._place.result().loaded(), guard=self.guard),
             recipe=self.accepted.sha256,
             also={ANNOUNCE: self._announce, JOIN: lambda body: site_answers(self._ready())[JOIN](body)},
+            memory=self.folder / SESSIONS,
         )
         threading.Thread(target=self._open, daemon=True).start()
         self.thread = self.worker.start()

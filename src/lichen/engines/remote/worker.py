@@ -5,7 +5,8 @@ are two questions (:mod:`lichen.engines.remote.requests`), and no question waits
 it names. There is no network in here.
 
 A server's engine opens a session with its first question. A newer session of the same state takes the place of that
-before it: what that one ordered is done no more. What lies on the disk stays: private state, and saved answers.
+before it: what that one ordered is done no more, and an earlier start of the server is refused by name. What lies on
+the disk stays: private state, and saved answers.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, final
 
 from lichen.core.errors import LichenError
 from lichen.core.visible import clipped
+from lichen.engines.remote.newest import NewestSessions
 from lichen.engines.remote.pieces import PIECE
 from lichen.engines.remote.requests import (
     CANCEL,
@@ -62,6 +65,7 @@ class SiteWorker:
         recipe: Digest of what the server must have, too; empty: whatever it has.
         instance: Another one after every start of the process; empty: drawn.
         also: Answers questions of other kinds, by kind, in any thread.
+        memory: A file in which the newest session of each private state is remembered; None: none.
 
     Attributes:
         instance: What an earlier one held in memory is gone.
@@ -74,11 +78,13 @@ class SiteWorker:
         recipe: str = "",
         instance: str = "",
         also: Mapping[str, Callable[[bytes], bytes]] | None = None,
+        memory: Path | None = None,
     ) -> None:
         self.instance = instance or os.urandom(8).hex()
         self._make, self._recipe, self._also = talks, recipe, also or {}
         self._talks: dict[str, Talks] = {}
         self._sessions: dict[str, Session] = {}
+        self._newest = NewestSessions(memory)
         self._over: set[str] = set()  # sessions whose place another has taken
         self._todo: deque[Order] = deque()
         self._at: Session | None = None  # whose order is done
@@ -148,6 +154,7 @@ class SiteWorker:
         before = self._sessions.get(request.state)
         if before is not None and before.request.session == name:
             return before
+        self._newest.admit(request.state, name)
         if before is not None:
             self._over.add(before.request.session)
             before.over = True
