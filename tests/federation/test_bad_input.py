@@ -28,7 +28,7 @@ VERSIONS = {"lichen": __version__, "torch": metadata.version("torch")}
 @pytest.fixture
 def place(federation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the federation, and with a site's kit, a policy and files beside it."""
-    hidden = shutil.ignore_patterns("run", ".lock", ".submitted")
+    hidden = shutil.ignore_patterns("run", "supervisor", ".lock", ".submitted")
     shutil.copytree(federation, tmp_path / "trial", ignore=hidden)
     shutil.copytree(federation / "kits" / "a", tmp_path / "kit", ignore=hidden)
     change_policy(tmp_path / "kit" / "policy.yaml", ["models=[smollm2-135m]"])

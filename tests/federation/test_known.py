@@ -90,7 +90,9 @@ def test_what_no_certificate_proves_is_refused_by_the_sites_name(
 ) -> None:
     everybody, north = sites_of(papers), papers["north"]
     at_server = tmp_path / "server"  # the server's own certificate, in a kit that it calls south
-    shutil.copytree(federation / "kits" / "south", at_server, ignore=shutil.ignore_patterns("runs", "run"))
+    shutil.copytree(
+        federation / "kits" / "south", at_server, ignore=shutil.ignore_patterns("runs", "run", "supervisor")
+    )
     shutil.copy(at_server / "startup" / "client.crt", at_server / "true.crt")
     for end in ("crt", "key"):
         shutil.copy(federation / "server" / "startup" / f"server.{end}", at_server / "startup" / f"client.{end}")
@@ -192,7 +194,7 @@ class KitSites:
         self.lines = list[str]()
         for site, file in FILES.items():
             kit = home / "kits" / site
-            shutil.copytree(federation / "kits" / site, kit, ignore=shutil.ignore_patterns("runs", "run"))
+            shutil.copytree(federation / "kits" / site, kit, ignore=shutil.ignore_patterns("runs", "run", "supervisor"))
             change_policy(kit / "policy.yaml", ["from_scratch=true", "labels=true", "least_clients=3"])
             self.hosts[site] = SiteHost(kit, files[file], say=self.lines.append)
 

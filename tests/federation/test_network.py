@@ -176,7 +176,7 @@ def test_a_second_process_of_a_kit_is_refused_here_and_from_another_machine(net:
     with pytest.raises(LichenError, match="another process runs this kit"):
         open_server(net.folder / "server", say=quiet)
     elsewhere = tmp_path / "a"
-    shutil.copytree(net.folder / "kits" / "a", elsewhere, ignore=shutil.ignore_patterns("run"))
+    shutil.copytree(net.folder / "kits" / "a", elsewhere, ignore=shutil.ignore_patterns("run", "supervisor"))
     assert "another process is connected with this kit" in refused(elsewhere)
 
     def first_answers() -> bool:
@@ -200,7 +200,7 @@ def test_a_kit_of_a_foreign_authority_or_of_another_name_is_told_so(
     shutil.copy(net.folder / "authority" / "rootCA.pem", foreign / "startup" / "rootCA.pem")
     assert "does not accept this kit's certificate" in refused(foreign)
     named = tmp_path / "named"
-    shutil.copytree(net.folder / "kits" / "a", named, ignore=shutil.ignore_patterns("run"))
+    shutil.copytree(net.folder / "kits" / "a", named, ignore=shutil.ignore_patterns("run", "supervisor"))
     name, key = ("fed_client.json", "fqsn") if net.transport == "nvflare" else ("kit.json", "name")
     file = named / "startup" / name
     file.write_text(file.read_text().replace(f'"{key}": "a"', f'"{key}": "b"'))

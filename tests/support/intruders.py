@@ -47,7 +47,7 @@ def read_by_all(net: Trial, outside: dict[str, Any]) -> dict[str, str]:
     kit = away / "startup" / "fed_client.json"
     kit.write_text(kit.read_text().replace(NAME, there.address))
     again = lab.home / "again"
-    shutil.copytree(lab.home / "trial", again, ignore=shutil.ignore_patterns("run"))
+    shutil.copytree(lab.home / "trial", again, ignore=shutil.ignore_patterns("run", "supervisor"))
     lab.own(again)
 
     def typed(start: str, place: str | Path = "") -> list[str]:
@@ -89,7 +89,7 @@ def _back(server: Path) -> None:
 def _kept(net: Trial, name: str, host: Host) -> Path:
     """A copy of hospital-a's kit at a host."""
     copy = host.home / name
-    shutil.copytree(net.kit("hospital-a"), copy, ignore=shutil.ignore_patterns("run", "runs"))
+    shutil.copytree(net.kit("hospital-a"), copy, ignore=shutil.ignore_patterns("run", "supervisor", "runs"))
     return host.own(copy)
 
 

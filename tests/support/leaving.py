@@ -32,7 +32,9 @@ class Members:
 
     def __init__(self, federation: Path, home: Path, *, named: bool = False) -> None:
         self.home, self.folder, self.named = home, home / "trial", named
-        shutil.copytree(federation, self.folder, ignore=shutil.ignore_patterns("runs", "run", "withdrawn"))
+        shutil.copytree(
+            federation, self.folder, ignore=shutil.ignore_patterns("runs", "run", "supervisor", "withdrawn")
+        )
         self.files = dict(zip(NAMES, save_sites(home / "sites", "pair", named=named), strict=True))
         sites_recipe(home, "pair", named=named)
         self.lines: dict[str, list[str]] = {name: [] for name in (*NAMES, "coordinator")}

@@ -175,6 +175,11 @@ class Attendance:
             causes=_by_cause((cause, client) for client, cause in why.items()),
         )
 
+    @property
+    def uncounted(self) -> tuple[int, ...]:
+        """Clients that were asked to train and do not count, whatever the cause."""
+        return tuple(c for cause, some in self.causes.items() if not cause.startswith(JUDGING) for c in some)
+
     def judging(self) -> Attendance:
         """The same, of clients that were asked to validate."""
         return replace(self, causes={f"{JUDGING}{cause}": clients for cause, clients in self.causes.items()})

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from lichen.core.errors import LichenError
 from lichen.core.files.manifest import MANIFEST, check
-from lichen.core.replies import JUDGING
 from lichen.present.cells import read_cell, text_cell
 from lichen.present.column_names import column_title
 from lichen.present.gains import harmed_below
@@ -96,8 +95,8 @@ def _attended(
     causes: dict[int, Counter[str]] = {}
     for report in rounds:
         invited.update(report.clients)
+        away.update(report.attendance.uncounted)
         for cause, clients in report.attendance.causes.items():
-            away.update(clients if not cause.startswith(JUDGING) else ())
             for client in clients:
                 causes.setdefault(client, Counter())[cause] += 1
     for column, found in missing.items():

@@ -44,12 +44,12 @@ def step_of(
     return mixed(change, one.shared, now.shared, schedule.mixing * schedule.discount(now.version - one.version))
 
 
-def mixed(change: Shared, began: Shared, shared: Shared, share: float) -> Shared:
+def mixed(change: Shared, initial: Shared, shared: Shared, share: float) -> Shared:
     """The change that leads from ``shared`` to the mixture.
 
     Args:
         change: The client's, Δ.
-        began: What the client began with, w_v.
+        initial: What the client began with, w_v.
         shared: The server's newest, w.
         share: Of the client's model, α_τ.
 
@@ -63,7 +63,7 @@ def mixed(change: Shared, began: Shared, shared: Shared, share: float) -> Shared
     """
     out = {}
     for name, x in change.trainable.items():
-        before = began.trainable.get(name)
+        before = initial.trainable.get(name)
         if before is None or before.shape != x.shape or name not in shared.trainable:
             raise LichenError(
                 f"tensor {name!r} is not what the client began with",

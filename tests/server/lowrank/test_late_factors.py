@@ -1,4 +1,4 @@
-"""What late answers do to products of factors, by number: nothing where one factor stands, a cross term where both move."""
+"""What late answers do to products of factors: nothing where one factor stands, a cross term where both move."""
 
 from __future__ import annotations
 

@@ -19,7 +19,6 @@ from lichen.core.errors import LichenError
 from lichen.core.files.durable import write_all
 from lichen.core.files.lock import one_process
 from lichen.core.files.record import FORMAT, RECORD, SIGNED, Signer, canonical, chain, signed
-from lichen.core.replies import JUDGING
 from lichen.present.cells import text_cell
 from lichen.present.clients import read_clients
 from lichen.present.summary import read_summary
@@ -150,8 +149,7 @@ def _bytes(folder: Path, clients: int) -> list[float]:
         if (event.column, event.grid) != ("federated", lr_name(float(rate))):
             continue
         attendance = report.attendance
-        away = {*attendance.missing, *(refusal.client for refusal in attendance.named)}
-        away.update(c for cause, some in attendance.causes.items() if not cause.startswith(JUDGING) for c in some)
+        away = {*attendance.missing, *attendance.uncounted, *(refusal.client for refusal in attendance.named)}
         came = [client for client in report.clients if client not in away]
         for client in came:
             sent[client].append((report.bytes_up - report.valid_up) / len(came))
