@@ -2,6 +2,7 @@
 
 ``cells``     runs with three faults each, of all kinds: the seed gives them and their moments
 ``long``      the same, with rounds of seconds: kills come in the middle of a training
+``chat``      the same over a language model, nine people and nine rounds of seconds
 ``resumes``   runs whose ``lichen submit`` is killed at a seeded moment and resumed
 ``deadline``  runs with a deadline, in which a site's end stands still behind a live connection
 ``clocks``    sites whose clock is a day off
@@ -28,7 +29,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from faults_course import KINDS, PATIENCE, SAYS, Course, Fault, faults_of, learned, recipe_of
+from faults_course import KINDS, PATIENCE, SAYS, Course, Fault, Length, faults_of, learned, recipe_of
 from faults_trial import SITES, EndedError, Trial, wait_until
 
 RESULT = Path(__file__).parent / "results" / "faults.json"
@@ -41,21 +42,21 @@ DEADLINE = 5.0
 # --- what is taken ---------------------------------------------------------------------------------------------------
 
 
-def simulated(home: Path, seed: int, *, long: bool) -> dict[str, Any]:
+def simulated(home: Path, seed: int, length: Length) -> dict[str, Any]:
     """A run of a seed without a network and without faults."""
     import lichen
 
-    recipe = recipe_of(seed, long=long)
+    recipe = recipe_of(seed, length)
     recipe["data"]["name"] = str(home / "sites")
-    run = home / f"simulated-{seed}{'-long' * long}"
+    run = home / f"simulated-{seed}"
     done = lichen.run(recipe, out=run)
-    return {"accuracy": done.summary["columns"]["federated"]["mean"], "learned": learned(run)}
+    return {"score": done.summary["columns"]["federated"]["mean"], "learned": learned(run)}
 
 
-def cell(trial: Trial, run: Path, seed: int, *, long: bool = False) -> dict[str, Any]:
+def cell(trial: Trial, run: Path, seed: int, length: Length = "short") -> dict[str, Any]:
     """A run with three faults."""
-    faults = faults_of(seed)
-    course = Course(trial, run, recipe_of(seed % SEEDS, long=long))
+    faults = faults_of(seed, length)
+    course = Course(trial, run, recipe_of(seed % SEEDS, length))
     course.begin()
     hit = [course.apply(fault) for fault in faults]
     course.end()
@@ -64,7 +65,12 @@ def cell(trial: Trial, run: Path, seed: int, *, long: bool = False) -> dict[str,
 
 def long_cell(trial: Trial, run: Path, seed: int) -> dict[str, Any]:
     """A run whose rounds take seconds, with three faults of other seeds."""
-    return cell(trial, run, 20 + seed, long=True)
+    return cell(trial, run, 20 + seed, "long")
+
+
+def chat_cell(trial: Trial, run: Path, seed: int) -> dict[str, Any]:
+    """A run of a language model, with three faults; four of them have each kind once."""
+    return cell(trial, run, seed, "chat")
 
 
 def resumed(trial: Trial, run: Path, seed: int) -> dict[str, Any]:
@@ -120,6 +126,7 @@ def clock(trial: Trial, run: Path, seed: int) -> dict[str, Any]:
 FAMILIES: dict[str, Callable[[Trial, Path, int], dict[str, Any]]] = {
     "cells": cell,
     "long": long_cell,
+    "chat": chat_cell,
     "resumes": resumed,
     "deadline": half_open,
     "clocks": clock,
@@ -130,12 +137,12 @@ def take(family: str, count: int) -> None:
     """Run the first so many of a family that have no result yet, and keep each as it comes."""
     known = _known()
     with tempfile.TemporaryDirectory(prefix="lichen-faults-", ignore_cleanup_errors=True) as folder:
-        trial = Trial(Path(folder) / "home")
+        trial = Trial(Path(folder) / "home", chat=family == "chat")
         try:
             fault_free = known.setdefault(_fault_free(family), {})
             for seed in range(SEEDS):
                 if str(seed) not in fault_free:
-                    fault_free[str(seed)] = simulated(trial.home, seed, long=family == "long")
+                    fault_free[str(seed)] = simulated(trial.home, seed, _length(family))
                     _keep(known)
             for seed in range(count):
                 if str(seed) in known.setdefault(family, {}):
@@ -159,8 +166,13 @@ def take(family: str, count: int) -> None:
             subprocess.run(["umount", str(trial.home / "small")], check=False)
 
 
+def _length(family: str) -> Length:
+    return "chat" if family == "chat" else "long" if family == "long" else "short"
+
+
 def _fault_free(family: str) -> str:
-    return "simulated, long" if family == "long" else "simulated"
+    length = _length(family)
+    return "simulated" if length == "short" else f"simulated, {length}"
 
 
 def _no_sockets(folder: str, names: list[str]) -> list[str]:
@@ -200,7 +212,7 @@ def kinds_table() -> None:
     """Each kind of fault: what it is, and how often it hit a run."""
     _row("fault", "what", "times")
     _row("---", "---", "---:")
-    cells = [cell for family in ("cells", "long") for _, cell in _found(family) if "hit" in cell]
+    cells = [cell for family in ("cells", "long", "chat") for _, cell in _found(family) if "hit" in cell]
     hit = [one["kind"] for cell in cells for one, did in zip(cell["faults"], cell["hit"], strict=True) if did]
     for kind in KINDS:
         _row(kind, SAYS[kind], hit.count(kind))
@@ -208,9 +220,10 @@ def kinds_table() -> None:
 
 def cells_table(family: str = "cells") -> None:
     """Each run with faults."""
-    scores = [one["accuracy"] for one in _known()[_fault_free(family)].values()]
+    scores = [one["score"] for one in _known()[_fault_free(family)].values()]
     mean, sd = statistics.mean(scores), statistics.stdev(scores)
-    _row("seed", "faults, and after which round", "submits", "rounds lost", "no answer", "accuracy", "sd off", "bytes")
+    score = "perplexity" if family == "chat" else "accuracy"
+    _row("seed", "faults, and after which round", "submits", "rounds lost", "no answer", score, "sd off", "bytes")
     _row("---:", "---", "---:", "---:", "---", "---:", "---:", "---")
     for seed, one in _found(family):
         if "ended" in one:
@@ -222,8 +235,8 @@ def cells_table(family: str = "cells") -> None:
             if did
         )
         equal = "equal" if _equal(one, seed % SEEDS, family) else "other"
-        off = f"{(one['accuracy'] - mean) / sd:+.1f}"
-        _row(seed, faults, one["commands"], one["lost"], _missing(one), f"{one['accuracy']:.4f}", off, equal)
+        off = f"{(one['score'] - mean) / sd:+.1f}"
+        _row(seed, faults, one["commands"], one["lost"], _missing(one), f"{one['score']:.4f}", off, equal)
 
 
 def at_site(kind: str) -> bool:
@@ -235,7 +248,7 @@ def once_table() -> None:
     """How often sites trained one and the same thing."""
     _row("runs", "pairs", "trained", "again, after a kill before it was saved", "again otherwise")
     _row("---", "---:", "---:", "---:", "---:")
-    for family in ("cells", "long", "resumes", "deadline"):
+    for family in ("cells", "long", "chat", "resumes", "deadline"):
         some = [one for _, one in _found(family) if "pairs" in one]
         _row(
             f"{len(some)} {family}",
@@ -260,7 +273,7 @@ def deadline_table() -> None:
     _row("---:", "---", "---", "---", "---:")
     for seed, one in _found("deadline"):
         long = ", ".join(f"{seconds:.2f}" for seconds in one["seconds"] if seconds > 1)
-        _row(seed, one["faults"][0]["site"], long, _missing(one), f"{one['accuracy']:.4f}")
+        _row(seed, one["faults"][0]["site"], long, _missing(one), f"{one['score']:.4f}")
 
 
 def clocks_table() -> None:
@@ -278,6 +291,7 @@ TABLES: Mapping[str, Callable[[], None]] = {
     "kinds": kinds_table,
     "cells": cells_table,
     "long": lambda: cells_table("long"),
+    "chat": lambda: cells_table("chat"),
     "once": once_table,
     "resumes": resumes_table,
     "deadline": deadline_table,

@@ -1,4 +1,4 @@
-"""One run of the digits recipe over a trial's sites, the faults that come in it, and what is counted of it.
+"""One run of the digits or the chat recipe over a trial's sites, the faults that come in it, and what is counted of it.
 
 For ``benchmarks/faults.py``.
 """
@@ -15,15 +15,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from faults_trial import SITES, EndedError, Trial, wait_until
 
-ROUNDS = 16
+Length = Literal["short", "long", "chat"]
+"""Digits with rounds of a quarter of a second or of seconds; a language model with rounds of seconds."""
+
+ROUNDS: Mapping[Length, int] = {"short": 16, "long": 16, "chat": 9}
 FULL = 2
 """Rounds after which a full disk has room again, if that is sooner than its seconds."""
 
-PATIENCE = 300.0
+PATIENCE = 600.0
 """Seconds after which a run that has not come to its end counts as hanging."""
 
 KINDS = (
@@ -75,14 +78,14 @@ class Fault:
     seconds: float
 
 
-def faults_of(seed: int, count: int = 3) -> list[Fault]:
+def faults_of(seed: int, length: Length = "short", count: int = 3) -> list[Fault]:
     """The faults of a run, in the order in which they come; over twelve seeds each kind comes three times."""
     from lichen.core.seeds import numpy_generator
 
     block = numpy_generator(seed // 4, "faults, kinds")
     kinds = [str(kind) for kind in block.permutation(KINDS)][count * (seed % 4) :][:count]
     rng = numpy_generator(seed, "faults")
-    rounds = sorted(int(at) for at in rng.choice(range(1, ROUNDS - 2), size=count, replace=False))
+    rounds = sorted(int(at) for at in rng.choice(range(1, ROUNDS[length] - 2), size=count, replace=False))
     out = []
     for kind, at in zip(kinds, rounds, strict=True):
         long = float(5.0 * 12.0 ** rng.uniform())  # 5 to 60 seconds
@@ -99,27 +102,35 @@ def faults_of(seed: int, count: int = 3) -> list[Fault]:
     return out
 
 
-def recipe_of(seed: int, *, long: bool = False, **schedule: Any) -> dict[str, Any]:
-    """The gallery's recipe, cut to one rate and no baselines, over rows that lie at the sites; long: with 120 steps."""
+def recipe_of(seed: int, length: Length = "short", **schedule: Any) -> dict[str, Any]:
+    """A gallery recipe, cut to one rate and no baselines, over rows that lie at the sites; long: with 120 steps."""
     from lichen.recipes.schema.read import gallery
     from lichen.recipes.schema.yaml import load_yaml
 
-    whole: dict[str, Any] = load_yaml(gallery()["digits"].read_text(encoding="utf-8"), where="digits")
-    data = {name: value for name, value in whole["data"].items() if name != "partition"}
-    columns = {"client": "client", "numbers": "pixels", "label": "label"}
+    name = "chat-demo" if length == "chat" else "digits"
+    whole: dict[str, Any] = load_yaml(gallery()[name].read_text(encoding="utf-8"), where=name)
+    columns = {"client": "client", "text": "text", "prompt": "prompt"}
+    if length != "chat":
+        columns = {"client": "client", "numbers": "pixels", "label": "label"}
+    data = {name: value for name, value in whole["data"].items() if name not in ("partition", "max_clients")}
+    own: dict[Length, dict[str, Any]] = {
+        "short": {},
+        "long": {"local_steps": 120},
+        "chat": {"clients_per_round": 6, "valid_every": ROUNDS["chat"]},
+    }
     return {
         **whole,
         "seed": seed,
         "data": {**data, "name": "elsewhere.jsonl", "columns": columns},
-        "optimizer": {**whole["optimizer"], "lr": [0.3]},
+        "optimizer": whole["optimizer"] if length == "chat" else {**whole["optimizer"], "lr": [0.3]},
         "federation": {
             **whole["federation"],
-            "rounds": ROUNDS,
+            "rounds": ROUNDS[length],
             "schedule": {"least": 2, **schedule},
-            **({"local_steps": 120} if long else {}),
+            **own[length],
         },
         "engine": {"clients_per_block": 1, **({"name": "spawned"} if "deadline" in schedule else {})},
-        "compare": {"baselines": [], "metric": "accuracy"},
+        "compare": {"baselines": []} if length == "chat" else {"baselines": [], "metric": "accuracy"},
     }
 
 
@@ -250,7 +261,7 @@ class Course:
             "commands": self.commands,
             "rounds": len(lines),
             "lost": self.lost,
-            "accuracy": summary["columns"]["federated"]["mean"],
+            "score": summary["columns"]["federated"]["mean"],
             "missing": {reason: count for reason, count in sorted(missing.items()) if count},
             "named": [one for line in lines for one in line.get("attendance", {}).get("named", [])][:5],
             "seconds": [round(float(line["seconds"]), 3) for line in lines],

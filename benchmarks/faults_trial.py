@@ -15,9 +15,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from free_port import free_port
 SITES = ("north", "east", "south")
 COUNTS = Path(__file__).parent / "faults_counts"
 CLOCK = Path(__file__).parent / "faults_clock.c"
+MAY = ["from_scratch=true", "labels=true", "most_rounds=1000"]
 DISK = 64 << 20
 """Bytes of the disk that the kit of the last site lies on."""
 
@@ -118,13 +120,14 @@ class Trial:
     Args:
         home: A folder for all of it, which is not there yet. The kit of the last site lies on a small disk, which is
             mounted: this process is to be in a namespace of its own.
+        chat: The sites hold what people wrote, in place of digits.
 
     Attributes:
         clocks: Days by which the clock is off of what is started under a name, where it is.
     """
 
-    def __init__(self, home: Path) -> None:
-        self.home, self.folder = home, home / "trial"
+    def __init__(self, home: Path, *, chat: bool = False) -> None:
+        self.home, self.folder, self.chat = home, home / "trial", chat
         self.clocks: dict[str, int] = {}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         home.mkdir(parents=True, exist_ok=True)
@@ -154,8 +157,8 @@ class Trial:
         before = {**os.environ, **other_clock(self.home, -3)}  # certificates that are three days old
         subprocess.run(command, check=True, env=before, stdout=subprocess.DEVNULL)
         for site in SITES:
-            change_policy(self.kit(site) / "policy.yaml", ["from_scratch=true", "labels=true", "most_rounds=1000"])
-        save_sites(self.home / "sites")
+            change_policy(self.kit(site) / "policy.yaml", [*MAY, "models=[smollm2-135m]"] if self.chat else MAY)
+        (save_writers if self.chat else save_sites)(self.home / "sites")
         small = self.home / "small"
         small.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "none", str(small)], check=True)
@@ -311,11 +314,9 @@ def save_sites(folder: Path) -> None:
         ends = (np.cumsum(rng.dirichlet(np.ones(10))) * len(mine)).astype(int)[:-1]
         for client, part in enumerate(np.split(mine, ends)):
             owners.setdefault(client, []).extend(int(at) for at in part)
-    draft = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
+    rows = dict[str, list[dict[str, Any]]]()
     for number, site in enumerate(SITES):
-        lines = [
+        rows[site] = [
             {
                 "client": f"client-{client}",
                 "pixels": np.asarray(records[at].features)[0].tolist(),
@@ -325,5 +326,26 @@ def save_sites(folder: Path) -> None:
             if client % len(SITES) == number
             for at in sorted(owners[client])
         ]
-        (draft / f"{site}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    _save(folder, rows)
+
+
+def save_writers(folder: Path, clients: int = 9, most: int = 120) -> None:
+    """What some people wrote, and what it answers: the first who wrote as much, in a file for each site."""
+    from lichen.data.sources.records import load_records
+
+    written = dict[str, list[dict[str, str]]]()
+    for one in load_records("chitchat"):
+        mine = written.setdefault(one.client, [])
+        if len(mine) < most and one.prompt:
+            mine.append({"client": one.client, "prompt": one.prompt, "text": one.text})
+    some = [mine for mine in written.values() if len(mine) == most][:clients]
+    _save(folder, {site: list(chain(*some[number :: len(SITES)])) for number, site in enumerate(SITES)})
+
+
+def _save(folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    draft = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    for site, some in rows.items():
+        (draft / f"{site}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in some), encoding="utf-8")
     draft.rename(folder)
