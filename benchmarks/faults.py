@@ -89,9 +89,8 @@ def resumed(trial: Trial, run: Path, seed: int) -> dict[str, Any]:
 
 
 def half_open(trial: Trial, run: Path, seed: int) -> dict[str, Any]:
-    """A run with a deadline of five seconds; a site's NVFlare process stands still for twelve. Validated at its end."""
+    """A run with a deadline of five seconds; a site's NVFlare process stands still for twelve."""
     recipe = recipe_of(seed % SEEDS, deadline=DEADLINE)
-    recipe["federation"]["valid_every"] = recipe["federation"]["rounds"]
     course = Course(trial, run, recipe)
     course.begin()
     fault = Fault(kind="stop site link", site=SITES[seed % 3], round=3, delay=0.2, seconds=12.0)

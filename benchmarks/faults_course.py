@@ -254,9 +254,8 @@ class Course:
         lines = [json.loads(line) for line in (self.run / "trace.jsonl").read_text(encoding="utf-8").splitlines()]
         missing = Counter[str]()
         for line in lines:
-            absent = line.get("attendance", {})
-            missing.update({"after the deadline": len(absent.get("missing", []))})
-            missing.update({str(reason): int(count) for reason, count in absent.get("refused", {}).items()})
+            causes = line.get("attendance", {}).get("causes", {})
+            missing.update({str(cause): len(clients) for cause, clients in causes.items()})
         return {
             "commands": self.commands,
             "rounds": len(lines),

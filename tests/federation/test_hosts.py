@@ -414,6 +414,9 @@ ELSEWHERE = {
     "lichen federation bar hospital-a": "test_network.py",
     "lichen submit --resume RUN": "test_host.py",
     "lichen status trial --json": "test_leaving_site.py",
+    "lichen serve trial --resume RUN": "test_kills.py",
+    "lichen federation new trial --host fl.example.org --port 8002 --transport grpc": "test_own_kits.py",
+    "lichen federation ask --name hospital-a --for trial --transport grpc": "test_own_kits.py",
     **dict.fromkeys(
         (
             "lichen withdraw trial-hospital-a/kit",
@@ -423,7 +426,7 @@ ELSEWHERE = {
         ),
         "test_leaving_site.py",
     ),
-    **dict.fromkeys(("lichen serve", "lichen submit", "lichen join", "lichen run"), "names of commands"),
+    **dict.fromkeys(("lichen serve", "lichen submit", "lichen join", "lichen stop", "lichen run"), "names of commands"),
 }
 """Commands of the page that are typed in other tests."""
 

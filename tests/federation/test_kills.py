@@ -90,7 +90,7 @@ def submitted(home: Path, rounds: int = ROUNDS) -> dict[str, Any]:
         "pair",
         engine={"packing": False, "clients_per_block": 1},
         optimizer={"name": "adamw"},
-        federation={"rounds": rounds, "local_steps": 8, "keep_optimizer": True},
+        federation={"rounds": rounds, "local_steps": 8, "keep_optimizer": True, "schedule": {"least": 2}},
         wire={"up": ["int8~"], "down": ["int8"]},
     )
 
@@ -172,9 +172,13 @@ def test_over_grpc_and_without_nvflare_it_ends_there_too(
             change_policy(kit / "policy.yaml", [f"models={tmp_path / 'model'}"])
             made.start(site, "join", str(kit), "--data", str(rows), warm=site != "north")
         at_sites = ("--federation", str(folder), "--sites", ",".join(SITES), "--wait", "120")
+        until(lambda: "is up" in made.said(), made)
         made.start("submit", "submit", "recipe.yaml", *at_sites, "--out", str(run), warm=True)
         until(lambda: (run / "trace.jsonl").exists(), made)
-        assert [psutil.Process(made.running[name].pid).children() for name in ("serve", "north")] == [[], []]
+        serve, join = (psutil.Process(made.running[name].pid) for name in ("serve", "north"))
+        assert serve.children() == []
+        (worker,) = join.children()  # no process of NVFlare below it
+        assert worker.children() == []
         made.kill("serve")
         assert made.running["submit"].poll() is None, made.said()
         made.start("serve", "serve", str(folder))

@@ -53,14 +53,14 @@ class Guide:
         self.typed: set[str] = set()
 
     def words(self, start: str, **names: str | Path) -> list[str]:
-        """The one command of the page that starts with these words, with :data:`NAMES` replaced.
+        """The command of the page that starts with these words, with :data:`NAMES` replaced.
 
         Args:
-            start: Its first words.
+            start: Its first words, or all; of several that begin so, the first one.
             names: What stands in place of the page's names.
         """
         known = page_commands()
-        (line,) = [start] if start in known else [line for line in known if line.startswith(f"{start} ")]
+        line = start if start in known else next(line for line in known if line.startswith(f"{start} "))
         self.typed.add(line)
         for name in sorted(NAMES, key=len, reverse=True):
             if NAMES[name] in names:

@@ -15,7 +15,7 @@ from lichen.core.errors import LichenError
 from lichen.core.message import Message
 from lichen.core.visible import clipped, visible
 
-__all__ = ["ATTENDED", "CAUSES", "JUDGING", "Attendance", "Receipt", "Refusal", "Reply", "causes_text", "merged"]
+__all__ = ["ATTENDED", "CAUSES", "Attendance", "Receipt", "Refusal", "Reply", "causes_text", "merged"]
 
 CAUSES = {
     "late": "no answer in time",
@@ -26,6 +26,7 @@ CAUSES = {
     "machine": "its machine refused: memory, disk or rights",
     "failed": "it could not do it",
     "not admitted": "its message was refused",
+    "withdrawn": "its site has left the federation",
     "absent": "it never took part",
 }
 """Why a client that was asked does not count, a word each, and what the word says."""

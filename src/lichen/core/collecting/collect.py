@@ -49,7 +49,7 @@ class Collected:
         attendance: Who came, of those who answered or were given up.
         in_flight: Jobs that somebody has yet to answer.
         lost: ``(client, version of its job)`` of those who answered or were given up, and do not count; not of those
-            who never take part, whom no job reaches.
+            who never take part or have left, whom no job reaches.
     """
 
     total: Any
@@ -181,8 +181,9 @@ def collect(
         # Of one server process: what a step had in it was decided by who came first, and nothing else tells that.
         order = tuple(zip(_listed(came.ids), _listed(came.versions), strict=True))
         joined = replace(joined, attendance=replace(joined.attendance, order=order))
-    here = {*joined.client_N.tolist(), *joined.attendance.causes.get("absent", ())}
-    return replace(joined, in_flight=left, lost=tuple(one for one in requested if one[0] not in here))
+    causes = joined.attendance.causes
+    known = {*joined.client_N.tolist(), *causes.get("absent", ()), *causes.get("withdrawn", ())}
+    return replace(joined, in_flight=left, lost=tuple(one for one in requested if one[0] not in known))
 
 
 def _listed(some: Sequence[Tensor]) -> list[int]:
