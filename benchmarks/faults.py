@@ -248,7 +248,8 @@ def once_table() -> None:
     _row("runs", "pairs", "trained", "again, after a kill before it was saved", "again otherwise")
     _row("---", "---:", "---:", "---:", "---:")
     for family in ("cells", "long", "chat", "resumes", "deadline"):
-        some = [one for _, one in _found(family) if "pairs" in one]
+        if not (some := [one for _, one in _found(family) if "pairs" in one]):
+            continue
         _row(
             f"{len(some)} {family}",
             *(f"{sum(one[name] for one in some):,}" for name in ("pairs", "trained", "again", "twice")),
