@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from faults_course import KINDS, ROUNDS, exactly_once, faults_of
+from faults_course import KINDS, ROUNDS, Length, exactly_once, faults_of
 from faults_trial import Relay
 
 KEY = {"site": "a", "client": 1, "version": 2, "state": "s", "digest": "d"}
@@ -44,16 +44,17 @@ def test_what_was_saved_may_not_be_trained_again_and_what_was_not_only_after_a_k
     assert found["trained"] == found["pairs"] + again + twice
 
 
-def test_the_seed_gives_the_faults_and_every_kind_comes_as_often() -> None:
-    several = [faults_of(seed) for seed in range(20)]
-    assert several == [faults_of(seed) for seed in range(20)]
+@pytest.mark.parametrize("length", ["short", "chat"])
+def test_the_seed_gives_the_faults_and_every_kind_comes_as_often(length: Length) -> None:
+    several = [faults_of(seed, length) for seed in range(20)]
+    assert several == [faults_of(seed, length) for seed in range(20)]
     counted = Counter(fault.kind for faults in several for fault in faults)
     assert counted == dict.fromkeys(KINDS, 5)
     for faults in several:
         rounds = [fault.round for fault in faults]
         assert rounds == sorted(set(rounds))
         assert rounds[0] >= 1
-        assert rounds[-1] < ROUNDS
+        assert rounds[-1] < ROUNDS[length]
         assert all(5 <= one.seconds <= 60 for one in faults if one.kind in ("cut", "refuse"))
 
 
