@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import resume
+import torch
 
 import lichen
+from lichen.core.store import load_tree
 from lichen.engines.splitting.middle import Middle
 from lichen.recipes.audit.crossings import split_audit
+from support.forked_ranks import runs_on
 from support.split_llama import made, save_all
 
 SPLIT = {"client": {"first": 2, "last": 1}}
@@ -94,3 +97,79 @@ def test_the_summary_says_what_the_server_could_read(plain: Path, coded: Path) -
     (found,) = split_audit(coded)
     assert found.cut == 2
     assert found.nbytes == 34
+
+
+CHANGES = {**SPLIT, "code": ["change", "int4"]}
+
+
+def remembered(folder: Path, side: str) -> dict[str, dict[str, torch.Tensor]]:
+    """By client the newest of what one side remembers of its rows."""
+    found = {}
+    for at in folder.glob(f"state/federated/*/{side}/*/*"):
+        newest = max(at.glob("*.safetensors"), key=lambda file: int(file.stem))
+        tree = load_tree(newest)[0]
+        found[at.name] = {name.removeprefix("crossed/"): x for name, x in tree.items()}
+    return found
+
+
+def agree(folder: Path) -> bool:
+    """Whether both sides remember the same, to the bit."""
+    mine, theirs = remembered(folder, "clients"), remembered(folder, "server")
+    assert len(mine) == 3
+    assert mine.keys() == theirs.keys()
+    return all(
+        mine[c].keys() == theirs[c].keys() and all(torch.equal(x, theirs[c][n]) for n, x in mine[c].items())
+        for c in mine
+    )
+
+
+@pytest.fixture(scope="module")
+def changes(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lichen.run(recipe(home, split=CHANGES), out=tmp_path_factory.mktemp("changes") / "run").folder
+
+
+def test_of_rows_seen_before_the_change_crosses_and_both_sides_remember_the_same(
+    home: Path, plain: Path, changes: Path
+) -> None:
+    assert agree(changes)
+    before, after = summary(plain), summary(changes)
+    assert after["bytes_up"] < before["bytes_up"]
+    assert state(changes) != state(plain)
+
+
+@pytest.mark.parametrize("name", ["spawned", "distributed"])
+def test_changes_are_one_run_in_processes_and_on_ranks(home: Path, tmp_path: Path, changes: Path, name: str) -> None:
+    what = recipe(home, split=CHANGES, engine={"name": name, "nodes": 2})
+
+    def program() -> None:
+        lichen.run(what, out=tmp_path / "run")
+
+    if name == "distributed":
+        runs_on(2, program)
+    else:
+        program()
+    assert state(tmp_path / "run") == state(changes)
+    assert summary(tmp_path / "run")["bytes_up"] == summary(changes)["bytes_up"]
+    assert agree(tmp_path / "run")
+
+
+@pytest.mark.parametrize("after", [3, 12])
+def test_a_run_of_changes_that_was_killed_goes_on_with_what_both_remembered(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: Path, after: int
+) -> None:
+    answer, count = Middle.answer, [0]
+
+    def killed(self: Middle, *values: Any, **more: Any) -> Any:
+        count[0] += 1
+        if count[0] == after:
+            raise Killed
+        return answer(self, *values, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Middle, "answer", killed)
+        with pytest.raises(Killed):
+            lichen.run(recipe(home, split=CHANGES), out=tmp_path / "cut")
+    lichen.run(recipe(home, split=CHANGES), out=tmp_path / "cut", resume=True)
+    assert state(tmp_path / "cut") == state(changes)
+    assert agree(tmp_path / "cut")
+    assert summary(tmp_path / "cut")["bytes_up"] == summary(changes)["bytes_up"]

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import resume
+import torch
+from safetensors.torch import load_file
 
 import lichen
 from lichen.engines.splitting.middle import Middle
@@ -129,11 +131,18 @@ def test_a_classifier_is_split_with_its_head_at_the_client(home: Path, tmp_path:
     assert state(runs[0]) == state(runs[1])
 
 
-def test_a_split_run_is_replayed_and_a_client_forgotten_as_in_any_other(home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [[], ["change", "int4"]])
+def test_a_split_run_is_replayed_and_a_client_forgotten_as_in_any_other(
+    home: Path, tmp_path: Path, code: list[str]
+) -> None:
     federation = {"rounds": 2, "local_steps": 1, "history": True}
-    what = made(home, federation=federation, split=SPLIT, engine={"history": 1})
+    what = made(home, federation=federation, split={**SPLIT, "code": code}, engine={"history": 1})
     whole = lichen.run(what, out=tmp_path / "whole")
-    assert lichen.replay(whole.folder).mean == pytest.approx(whole.summary["columns"]["federated"]["mean"], abs=1e-9)
+    again, saved = lichen.replay(whole.folder), load_file(whole.folder / "state" / "final.safetensors")
+    assert saved.keys() == again.shared.flat().keys()
+    assert all(torch.equal(x, saved[name]) for name, x in again.shared.flat().items())
+    if not code:  # what is scored crosses coded in a run, and not here
+        assert again.mean == pytest.approx(whole.summary["columns"]["federated"]["mean"], abs=1e-9)
     name = json.loads((whole.folder / "roster.json").read_text())["members"][1]["name"]
     lichen.forget(whole.folder, name, out=tmp_path / "forgotten")
     absent = lichen.run({**what, "federation": {**federation, "absent": [name]}}, out=tmp_path / "absent").folder

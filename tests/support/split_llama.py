@@ -62,7 +62,7 @@ def split_engine(opened: Experiment, folder: Path, *, block: int = 8) -> Engine:
     """Its local engine, which answers questions where it is split."""
     local = local_engine(opened, ClientStore(folder))
     local.block_size, local.raises = block, False
-    return splitting(opened.server, local, works_of(opened.server))
+    return splitting(opened.server, local, works_of(opened.server), local.store)
 
 
 def train_job(opened: Experiment, clients: tuple[int, ...], *, seed: int = 7) -> Job:

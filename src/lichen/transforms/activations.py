@@ -37,15 +37,13 @@ from lichen.core.errors import LichenError
 from lichen.core.seeds import derive, torch_generator
 from lichen.core.tree import Tree
 from lichen.transforms.codec import Chain
+from lichen.transforms.codec_words import CHANGE
 from lichen.transforms.layout import Layout
 from lichen.transforms.parse import parse_codecs
 from lichen.transforms.powersgd import PowerSGD
 from lichen.transforms.quantize import Quantize
 
 __all__ = ["ActivationCode", "noisy_tokens", "parse_activation_code"]
-
-CHANGE = "change"
-"""The word at the head of a chain: send what has changed of a row since its last visit."""
 
 
 @final

@@ -21,7 +21,10 @@ from typing import final
 from lichen.core.errors import LichenError
 from lichen.declared import Property
 
-__all__ = ["CODED_LACKS", "read_codecs"]
+__all__ = ["CHANGE", "CODED_LACKS", "read_codecs"]
+
+CHANGE = "change"
+"""The word at the head of a chain: send what has changed of a row since its last visit."""
 
 CODED_LACKS = frozenset({Property.SUMS})
 """What does not hold where messages are coded."""

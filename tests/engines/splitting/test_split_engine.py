@@ -213,3 +213,36 @@ def test_a_client_that_ends_before_its_step_is_over_is_refused(home: Path, tmp_p
         middle.answer(half, {"squares": torch.zeros(1, 12)})
     with pytest.raises(Exception, match="a gradient comes for no hidden states"):
         middle.answer(half, {"gradient": torch.zeros(1, 2, 32)})
+
+
+@pytest.mark.parametrize("kind", ["v1", "v2"])
+def test_whose_message_is_refused_begins_anew_and_nobody_else_does(home: Path, tmp_path: Path, kind: str) -> None:
+    cut = experiment(made(home, split=split_of(kind=kind, code=["change", "int8~"])))
+    engine = split_engine(cut, tmp_path / "run" / "clients")
+    assert isinstance(engine, SplitEngine)
+    asked: dict[int, list[Tree]] = {}
+    engine.seen = lambda work, client, tensors: asked.setdefault(client, []).append(tensors)
+    job = train_job(cut, (0, 2))
+    steps = cut.recipe.federation.fixed_steps
+    # The end of client 2, after its questions, is damaged: it remembers this round, and the server does not.
+    last = 2 * steps + 1 + (cut.recipe.optimizer.clip is not None) + 1
+    plain, engine.inner.inner = (
+        engine.inner.inner,
+        Tampered(engine.inner.inner, {2: lambda m: replace(m, group="another")}, stage=last),
+    )
+    _, refused = messages_of(cut, engine, job)
+    assert refused == [(2, "group")]
+    engine.inner.inner = plain
+    asked.clear()
+    found, refused = messages_of(cut, engine, replace(job, version=1))  # the same rows again
+    assert not refused
+    assert sorted(found) == [0, 2]
+    hidden = {c: [t for t in asked[c] if "whole" in t] for c in (0, 2)}
+    assert all(t["whole"].shape[1] == 0 for t in hidden[0])
+    assert hidden[2][0]["whole"].shape[1] > 0
+    asked.clear()
+    found, _ = messages_of(cut, engine, replace(job, version=2))
+    assert all(t["whole"].shape[1] == 0 for c in (0, 2) for t in asked[c] if "whole" in t)
+    asked.clear()  # the last answer of client 0 did not count: both sides go on from what they had before it
+    messages_of(cut, engine, replace(job, version=3, rollback={0: 2}))
+    assert all(t["whole"].shape[1] == 0 for t in asked[0] if "whole" in t)

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 import lichen
+from lichen.core.store import load_tree
+from lichen.present.units import bytes_text
 from lichen.recipes.plan.footprint import footprint
 from lichen.recipes.plan.pieces.split_costs import split_memory, split_traffic
 from lichen.recipes.plan.plan import Plan
@@ -21,6 +23,10 @@ KINDS: tuple[dict[str, Any], ...] = (
     {"kind": "v2", "client": {"first": 1, "last": 2}},
     {"client": {"first": [1, 3], "last": 1}},
 )
+CHANGES = {"code": ["change", "int4~"]}
+
+
+SERVER = "state/federated/*/server"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +36,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("split", "federation"),
-    [*((split, {"local_steps": 1}) for split in KINDS), (KINDS[0], {"local_epochs": 1, "local_steps": None})],
+    [
+        *((split, {"local_steps": 1}) for split in KINDS),
+        (KINDS[0], {"local_epochs": 1, "local_steps": None}),
+        (CHANGES, {"local_epochs": 1, "local_steps": None, "clients_per_round": 3, "rounds": 3}),
+        ({**CHANGES, "local_head": True}, {"local_epochs": 2, "local_steps": None}),
+    ],
 )
 def test_bytes_are_those_of_the_run(
     home: Path, tmp_path: Path, split: dict[str, Any], federation: dict[str, Any]
@@ -59,6 +70,18 @@ def test_a_plan_says_what_each_side_holds_and_that_bandwidth_is_not_saved(home: 
     whole = footprint(read_recipe(made(home, federation={"rounds": 1})))
     assert whole is not None
     assert measured.frozen < whole.frozen
+
+
+def test_a_plan_says_what_is_remembered_of_rows(home: Path, tmp_path: Path) -> None:
+    what = made(home, split=CHANGES, federation={"rounds": 2, "local_epochs": 1, "local_steps": None})
+    planned = lichen.plan(what, seconds=0.01)
+    assert isinstance(planned, Plan)
+    facts = planned.expected.split
+    assert facts is not None
+    assert f"remembers {bytes_text(facts['remembered'])}" in "\n".join(planned.expected.notes)
+    folder = lichen.run(what, out=tmp_path / "run").folder
+    newest = [max(at.glob("*.safetensors"), key=lambda file: int(file.stem)) for at in folder.glob(f"{SERVER}/*/*")]
+    assert facts["remembered"] == sum(x.nbytes for file in newest for x in load_tree(file)[0].values()) > 0
 
 
 def test_the_deeper_the_first_cut_the_more_a_client_holds_and_the_less_the_server(home: Path) -> None:

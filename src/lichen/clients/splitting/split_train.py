@@ -36,8 +36,10 @@ from torch import Tensor
 from lichen.clients.splitting.asking import GRADIENT, HIDDEN, LENGTH, SQUARES, Form, received
 from lichen.clients.splitting.crossing import narrow
 from lichen.clients.splitting.ends import Ends
+from lichen.clients.splitting.remembered import AGREED, INDEX, MEMORY, OWN, stamp
 from lichen.clients.splitting.whole_norm import cut_to_norm, squares
 from lichen.clients.training.train import Train
+from lichen.core import tree as trees
 from lichen.core.contracts.model import Batch
 from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
@@ -75,14 +77,18 @@ class SplitTrain:
         return self.train.expected(job)
 
     def questions(self, job: Job) -> Sequence[Expected]:
-        """Two a step, and one for the last squares; with ``local_head`` one a step, and one for the last gradient."""
+        """Two a step, and one for the last squares; with ``local_head`` one a step, and one for the last gradient.
+        Where changes are sent, one before all others.
+        """
         if self.local_head:
-            return (self.form.expected(HIDDEN, LENGTH, GRADIENT, optional=True),) * (self.steps + 1)
-        if self.clip is not None:
+            steps = (self.form.expected(HIDDEN, LENGTH, GRADIENT, optional=True),) * (self.steps + 1)
+        elif self.clip is not None:
             count = len(self.train.trained(job))
             first = self.form.expected(HIDDEN, LENGTH, SQUARES, squares=count, optional=True)
-            return (*(first, self.form.expected(GRADIENT)) * self.steps, first)
-        return (self.form.expected(HIDDEN, LENGTH), self.form.expected(GRADIENT)) * self.steps
+            steps = (*(first, self.form.expected(GRADIENT)) * self.steps, first)
+        else:
+            steps = (self.form.expected(HIDDEN, LENGTH), self.form.expected(GRADIENT)) * self.steps
+        return (self.form.first, *steps) if self.form.remembers else steps
 
     def talk(self, job: Job, clients: Sequence[int], own_C: Tree | None, batches: Iterable[Batch]) -> Talk:
         """Steps over the batches.
@@ -90,8 +96,12 @@ class SplitTrain:
         Raises:
             LichenError: for several clients, or an answer of another shape.
         """
-        state = self.train.init(job, clients, own_C)
+        memory, own = trees.split(own_C or {}, OWN)
+        state = self.train.init(job, clients, own or None)
         ends = self.ends(clients[0])
+        if self.form.remembers:
+            answer_C = yield self.form.question(job, clients, 0, **{MEMORY: stamp(memory)})
+            memory = memory if bool(answer_C[AGREED].all()) else {}
         late: dict[str, Tensor] = {}
         number = 0
         for whole in batches:
@@ -99,8 +109,11 @@ class SplitTrain:
             params_C = {**state.params_C, **state.frozen_C}
             hidden_CBTH = ends.hidden(params_C, batch)
             sent = rows.flat(hidden_CBTH)
-            about = {HIDDEN: sent, LENGTH: rows.length_B[None], **late}
-            answer_C = self.form.decoded((yield self.form.question(job, clients, number, **about)))
+            where = {LENGTH: rows.length_B[None]}
+            if self.form.remembers:
+                where[INDEX] = batch["index_CB"].int()
+            question, memory = self.form.coded_question(job, clients, number, memory, **{HIDDEN: sent, **where, **late})
+            answer_C, memory = self.form.arrived((yield question), "down", where, memory)
             number += 1
             middle_CBTH = rows.padded(received(answer_C, HIDDEN, sent))
             up = ends.upper(state.params_C, state.frozen_C, batch, middle_CBTH)
@@ -122,7 +135,8 @@ class SplitTrain:
             state = self.train.stepped(state, batch, grads_C, up.loss_C, up.count_C)
         if late:
             yield self.form.question(job, clients, number, **late)
-        return self.train.final(state)
+        message, own_C = self.train.final(state)
+        return message, trees.join(OWN, memory, own_C or {}) if memory else own_C
 
     def trained_within(self, job: Job, names: Iterable[str]) -> tuple[str, ...]:
         """Those of these tensors of the whole that a job's clients and server train."""

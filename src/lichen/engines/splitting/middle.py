@@ -17,6 +17,7 @@ from torch import Tensor
 from lichen.clients.splitting.asking import GRADIENT, HIDDEN, LENGTH, SQUARES, Form
 from lichen.clients.splitting.crossing import Rows
 from lichen.clients.splitting.ends import Piece
+from lichen.clients.splitting.remembered import MEMORY
 from lichen.clients.splitting.whole_norm import cut_to_norm, squares
 from lichen.clients.training.train import Train, TrainState
 from lichen.core import tree as trees
@@ -40,6 +41,7 @@ class Half:
         theirs: Trained tensors of the client.
         grads_C: Of the step that waits for the client's squares; empty where none does.
         seed: The job's.
+        memory: What crossed last of the client's rows; empty where no changes are sent.
     """
 
     state: TrainState
@@ -48,6 +50,7 @@ class Half:
     theirs: tuple[str, ...] = ()
     grads_C: Tree = field(default_factory=dict)
     seed: int = 0
+    memory: Tree = field(default_factory=dict)
 
 
 @final
@@ -98,7 +101,11 @@ class Middle:
             LichenError: if the lengths do not fit what came, or a gradient comes that is of nothing.
         """
         answer: Tree = {}
-        came, question = question, self.form.decoded(question)
+        if MEMORY in question:
+            answer, memory = self.form.agreed(question, half.memory)
+            return replace(half, memory=memory), answer
+        came, (question, memory) = question, self.form.arrived(question, "up", question, half.memory)
+        half = replace(half, memory=memory) if self.form.remembers else half
         if SQUARES in question:
             half = self._stepped(half, question[SQUARES])
         if GRADIENT in question:
@@ -114,7 +121,13 @@ class Middle:
         if HIDDEN in question:
             self.check_over(half)
             half, answer[HIDDEN] = self._forward(half, question[HIDDEN], question[LENGTH][0])
-        return half, self.form.answer(answer, came, half.seed)
+        answer, memory = self.form.answer(answer, came, half.seed, half.memory)
+        if not self.form.remembers:
+            return half, answer
+        after = replace(half, memory=memory)
+        if self._alive is not None and self._alive[0] is half:
+            self._alive = (after, *self._alive[1:])
+        return after, answer
 
     def scored(self, job: Job, question: Tree) -> Tree:
         """The answer to a question of an evaluation, at the middle's shared tensors of a job."""
@@ -123,7 +136,7 @@ class Middle:
         with torch.no_grad():
             params_C = trees.expand(job.shared.trainable, 1)
             out_CBTH = self.piece.hidden(params_C, {}, rows.batch(question[HIDDEN]))
-        return self.form.answer({HIDDEN: rows.flat(out_CBTH)}, came, job.seed)
+        return self.form.answer({HIDDEN: rows.flat(out_CBTH)}, came, job.seed, {})[0]
 
     def check_over(self, half: Half) -> None:
         """Refuse what comes while a step is not over.

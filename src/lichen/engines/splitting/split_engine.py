@@ -25,22 +25,22 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, final
 
-import torch
-
 from lichen.clients.splitting.ends import Cut
 from lichen.clients.splitting.split_evaluate import SplitEvaluate
 from lichen.clients.splitting.split_train import SplitTrain
-from lichen.core import tree as trees
 from lichen.core.collecting.admission import Admission, rows_of
 from lichen.core.contracts.engine import Engine
 from lichen.core.errors import LichenError
+from lichen.core.fold import BEST
 from lichen.core.message import Job, Message
 from lichen.core.replies import Reply
 from lichen.core.seeds import numpy_generator
+from lichen.core.store import ClientStore
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 from lichen.engines.answering import AnsweringEngine
 from lichen.engines.around import ForwardingEngine
+from lichen.engines.splitting.joined import joined
 from lichen.engines.splitting.middle import Half, Middle
 from lichen.engines.turns import Answers
 
@@ -102,6 +102,7 @@ class SplitEngine(ForwardingEngine):
         cut_of: A client to its cut.
         kind: A copy of the middle's adapter for each client, or one for all.
         seen: Called with a work's name, a client and each question's tensors.
+        store: Where is kept what has crossed of each client's rows, by version as its own private state.
     """
 
     def __init__(
@@ -113,10 +114,12 @@ class SplitEngine(ForwardingEngine):
         *,
         kind: Turns = "v1",
         seen: Callable[[str, int, Tree], None] = lambda work, client, question: None,
+        store: ClientStore | None = None,
     ) -> None:
         answers = Answers(answer=self._answer)
         self.inner: Engine = AnsweringEngine(inner, answers, Admission(works=works))
         self.works, self.middles, self.cut_of, self.kind, self.seen = dict(works), middles, cut_of, kind, seen
+        self.store = store
         self._rounds: dict[int, _Round] = {}
 
     def submit(self, job: Job) -> int:
@@ -174,7 +177,18 @@ class SplitEngine(ForwardingEngine):
 
     def _half(self, round_: _Round, part: _Part, client: int) -> Half:
         """What a client begins with."""
-        return round_.copy or part.middle.start(part.middle_job, part.job, client)
+        half = round_.copy or part.middle.start(part.middle_job, part.job, client)
+        if not part.middle.form.remembers or self.store is None:
+            return half
+        if client in part.job.rollback:  # as the client's own
+            self.store.roll_back({client: part.job.rollback[client]}, part.job.version)
+        return replace(half, memory=self.store.load((client,), part.job.version) or {})
+
+    def _remember(self, half: Half, job: Job, client: int) -> None:
+        """Keep what has crossed under the version that the client keeps it under."""
+        if half.memory and self.store is not None:
+            best = int(job.settings.get(BEST, -1))
+            self.store.stage((client,), job.version + 1, half.memory, best=best)
 
     def replies(self, numbers: Collection[int], until: float = math.inf) -> Iterator[Reply]:
         """Messages of the whole model's tensors, and refusals."""
@@ -221,7 +235,8 @@ class SplitEngine(ForwardingEngine):
             except LichenError as error:
                 yield Reply(job=round_.number, clients=(client,), error=error, reason=error.reason)
                 continue
-            whole = _joined(one, part.middle.ended(half), round_.job)
+            self._remember(half, part.job, client)
+            whole = joined(one, part.middle.ended(half), round_.job)
             if self.kind == "v2" and not bool(whole.metrics["failed"].any()):
                 round_.copy = half
                 round_.messages.append(one)
@@ -234,7 +249,7 @@ class SplitEngine(ForwardingEngine):
         middle = next(iter(round_.running.values())).middle
         for one in sorted(messages, key=lambda message: int(message.client_C[0])):
             assert round_.copy is not None
-            whole = _joined(one, middle.ended(round_.copy), round_.job)
+            whole = joined(one, middle.ended(round_.copy), round_.job)
             yield Reply(job=round_.number, clients=tuple(one.client_C.tolist()), message=whole)
 
     def cancel(self, number: int) -> None:
@@ -242,15 +257,3 @@ class SplitEngine(ForwardingEngine):
         round_ = self._rounds.pop(number, None)
         for inner in (number,) if round_ is None else round_.running:
             self.inner.cancel(inner)
-
-
-def _joined(ends: Message, middle: Message, job: Job) -> Message:
-    """The message of the whole; zeros where either side's numbers have not stayed finite."""
-    tensors = {**ends.tensors, **middle.tensors}
-    tensors = {name: tensors[name] for name in job.shared.trainable if name in tensors}
-    failed_C = (ends.metrics["failed"] > 0) | (middle.metrics["failed"].to(ends.metrics["failed"]) > 0)
-    if not bool(failed_C.any()):
-        return replace(ends, tensors=tensors)
-    metrics = {name: torch.zeros_like(x_C) for name, x_C in ends.metrics.items()}
-    metrics["failed"] = torch.ones_like(metrics["failed"])
-    return replace(ends, tensors=trees.zeros_like(tensors), metrics=metrics, weight_C=torch.zeros_like(ends.weight_C))

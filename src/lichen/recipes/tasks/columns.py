@@ -97,7 +97,7 @@ def adapt(
 def _local(experiment: Experiment, folder: RunFolder, store: ClientStore) -> Engine:
     engine = over_ranks(folder.ranks, local_engine(experiment, store))
     there = without_absent(engine, experiment.clients.absent, folder.ranks)
-    return splitting(experiment.server, there, works_of(experiment.server))
+    return splitting(experiment.server, there, works_of(experiment.server), store)
 
 
 def _federated(
@@ -107,16 +107,17 @@ def _federated(
     server, admission = experiment.server, admission_of(experiment.server, experiment.clients.auxiliary)
     experiment = replace(experiment, clients=with_secret(server, experiment.clients, folder.path))
 
-    def around(inner: Engine) -> Engine:
+    def around(store: ClientStore, inner: Engine) -> Engine:
         there = without_absent(inner, experiment.clients.absent, folder.ranks)
-        there = splitting(server, colluding(server, there), admission.works)
+        there = splitting(server, colluding(server, there), admission.works, store)
         return unmasking(server.recipe, there, admission.works)
 
     with ExitStack() as stack:
 
         def engine(store: ClientStore) -> Engine:
             local = partial(local_engine, experiment, store)
-            return recipe_engine(server.recipe, folder, store, stack, local=local, start=server.start, around=around)
+            near = partial(around, store)
+            return recipe_engine(server.recipe, folder, store, stack, local=local, start=server.start, around=near)
 
         return federated_column(server, folder, observer, engine, name=name, test=test, admission=admission)
 

@@ -2,7 +2,8 @@
 
 The rounds are those of the run, by the same algorithm: sampled, averaged, stepped and validated as they were. Nobody
 trains. What others sent stays what it was, though they began from tensors in which a client that is left out had a
-part: it is what the client's messages did to the model, and neither a retrained model nor unlearning.
+part: it is what the client's messages did to the model, and neither a retrained model nor unlearning. The model of a
+split run is scored whole, without the code and the noise that lie at its cuts.
 
 References:
     Tianshu Song, Yongxin Tong and Shuyue Wei. "Profit Allocation for Federated Learning." IEEE Big Data 2019.

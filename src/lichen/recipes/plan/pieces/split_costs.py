@@ -17,6 +17,7 @@ import torch
 from lichen.clients.splitting.asking import GRADIENT, HIDDEN, LENGTH, SQUARES, Form
 from lichen.clients.splitting.crossing import Rows, narrow
 from lichen.clients.splitting.ends import Cut
+from lichen.clients.splitting.remembered import AGREED, INDEX, MEMORY, WHOLE, stamp
 from lichen.clients.splitting.split_evaluate import SplitEvaluate
 from lichen.clients.splitting.split_parts import SplitParts
 from lichen.clients.splitting.split_train import SplitTrain
@@ -136,21 +137,30 @@ def split_traffic(experiment: Experiment, invited: Sequence[Sequence[int]]) -> T
         experiment: The recipe's.
         invited: Clients of each round.
     """
+    return _traffic(experiment, invited)[0]
+
+
+def _traffic(experiment: Experiment, invited: Sequence[Sequence[int]]) -> tuple[TrafficEstimate, int]:
+    """:func:`split_traffic`, and bytes that each side remembers at the end where changes are sent."""
     server, recipe, tasks = experiment.server, experiment.recipe, client_tasks(experiment)
     lr = recipe.optimizer.lr[0]
     shared, algorithm = initial_shared(server, lr), algorithm_of(server, lr, recipe.federation.rounds)
-    seeds, (_, seen) = round_seeds(experiment, recipe.federation.rounds), marks(experiment, recipe.federation.rounds)
-    judges = validators_of(server) if any(seen) else ()
+    seeds, (_, marked) = round_seeds(experiment, recipe.federation.rounds), marks(experiment, recipe.federation.rounds)
+    judges = validators_of(server) if any(marked) else ()
     counted = _Counted(server.split, tasks, shared, server.model.base)
     up = down = 0
+    before: dict[int, dict[int, int]] = {}
     for who, seed in zip(invited, seeds, strict=True):
         for client in who:
-            sent = counted.of(algorithm.work, client, seed, lr_scale=1.0)
+            seen = before.setdefault(client, {})
+            sent = counted.of(algorithm.work, client, seed, seen, lr_scale=1.0)
             up, down = up + sent[0], down + sent[1]
-    each = [counted.of(str(algorithm.valid), client, 0) for client in judges]
-    times = sum(bool(n) for n in seen)
+    each = [counted.of(str(algorithm.valid), client, 0, {}) for client in judges]
+    times = sum(bool(n) for n in marked)
     valid_up, valid_down = times * sum(one[0] for one in each), times * sum(one[1] for one in each)
     trainings, rounds = max(1, sum(map(len, invited))), recipe.federation.rounds
+    width = 0 if server.split is None else server.split.width
+    remembered = 2 * 4 * width * sum(sum(rows.values()) for rows in before.values())
     return TrafficEstimate(
         client_up=round(up / trainings),
         client_down=round(down / trainings),
@@ -161,7 +171,7 @@ def split_traffic(experiment: Experiment, invited: Sequence[Sequence[int]]) -> T
         valid_up=valid_up,
         valid_down=valid_down,
         validators=len(judges),
-    )
+    ), remembered
 
 
 @final
@@ -174,8 +184,8 @@ class _Counted:
     shared: Shared
     base: str
 
-    def of(self, name: str, client: int, seed: int, **settings: float) -> tuple[int, int]:
-        """``(bytes up, bytes down)`` of a job."""
+    def of(self, name: str, client: int, seed: int, seen: dict[int, int], **settings: float) -> tuple[int, int]:
+        """``(bytes up, bytes down)`` of a job; tokens of rows that both sides remember then are added to ``seen``."""
         task, split = self.tasks[name], self.split
         work = task.work
         assert split is not None
@@ -185,15 +195,18 @@ class _Counted:
             work=name, shared=self.shared, version=0, clients=(client,), seed=seed, base=self.base, settings=settings
         )
         mine, _ = _split_job(job, ends.middle_names)
-        sent = [
-            *_crossings(work, mine, ends.middle_names, [narrow(b)[1] for b in task.source.batches((client,), seed)])
-        ]
+        batches = [(narrow(batch)[1], batch["index_CB"][0].tolist()) for batch in task.source.batches((client,), seed)]
+        sent = [*_crossings(work, mine, ends.middle_names, batches, seen)]
         up, down = size(_like(work.expected(mine), mine)), sizes(mine)
         return up + sum(size(question) for question, _ in sent), down + sum(answer for _, answer in sent)
 
 
 def _crossings(
-    work: SplitTrain | SplitEvaluate, job: Job, middle: frozenset[str], batches: Sequence[Rows]
+    work: SplitTrain | SplitEvaluate,
+    job: Job,
+    middle: frozenset[str],
+    batches: Sequence[tuple[Rows, Sequence[int]]],
+    seen: dict[int, int],
 ) -> Iterator[tuple[Message, int]]:
     """Each question of a client, and bytes of its answer."""
     form, token = work.form, token_of(work.form)
@@ -204,10 +217,25 @@ def _crossings(
     def question_of(tensors: Mapping[str, torch.Tensor]) -> Message:
         return replace(_like(Expected(group=form.group), job), tensors=dict(tensors))
 
+    def hidden(rows: Rows, index_B: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Hidden states of a batch as they cross, its rows then seen."""
+        if not form.remembers:
+            return {HIDDEN: flat(rows)}
+        each = list(zip(index_B, rows.length_B.tolist(), strict=True))
+        known = sum(length for index, length in each if seen.get(index) == length)
+        seen.update({index: length for index, length in each if index >= 0})
+        coded = torch.zeros((), dtype=token.dtype).expand(1, known, token.shape[1])
+        return {HIDDEN: coded, WHOLE: torch.zeros((), dtype=form.dtype).expand(1, rows.tokens - known, form.width)}
+
     late: dict[str, torch.Tensor] = {}
-    for rows in batches:
-        entry = {HIDDEN: flat(rows), LENGTH: rows.length_B[None], **late}
-        yield question_of(entry), answer_size({HIDDEN: flat(rows)})
+    if isinstance(work, SplitTrain) and form.remembers:
+        yield question_of({MEMORY: stamp({})}), answer_size({AGREED: torch.zeros(1, 1, dtype=torch.uint8)})
+    for rows, index_B in batches:
+        crossing = hidden(rows, index_B)
+        entry = {**crossing, LENGTH: rows.length_B[None], **late}
+        if form.remembers:
+            entry[INDEX] = torch.zeros(1, len(index_B), dtype=torch.int32)
+        yield question_of(entry), answer_size(crossing)
         if isinstance(work, SplitTrain) and work.local_head:
             late = {GRADIENT: flat(rows)}
         elif isinstance(work, SplitTrain):
@@ -266,11 +294,17 @@ def split_costs(experiment: Experiment, invited: Sequence[Sequence[int]], plain:
         return SplitCosts(sent=plain)
     work, task = _training(experiment)
     heaviest = max(range(len(experiment.server.roster)), key=task.source.cost) if isinstance(task.source, Costed) else 0
-    memory, found = split_memory(experiment, heaviest), split_traffic(experiment, invited)
+    memory, (found, remembered) = split_memory(experiment, heaviest), _traffic(experiment, invited)
     token = 4 * token_of(work.form).shape[1] * token_of(work.form).dtype.itemsize
-    return SplitCosts(
-        sent=found, notes=_notes(found, plain, memory, token), facts={**asdict(memory), "bytes_of_a_token": token}
-    )
+    notes, facts = _notes(found, plain, memory, token), {**asdict(memory), "bytes_of_a_token": token}
+    if work.form.remembers:
+        most = 2 * 4 * work.form.numbered * work.form.most * work.form.width
+        notes += (
+            f"split: rows cross whole at their first visit; the server remembers {bytes_text(remembered)} of what "
+            f"crossed, all clients' together and on its disk, a client its own, {bytes_text(most)} at most",
+        )
+        facts["remembered"] = remembered
+    return SplitCosts(sent=found, notes=notes, facts=facts)
 
 
 def _notes(found: TrafficEstimate, plain: TrafficEstimate, memory: SplitMemory, token: int) -> tuple[str, ...]:

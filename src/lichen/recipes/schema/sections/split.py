@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from lichen.core.errors import LichenError
 from lichen.recipes.schema.model import Positive, Section
-from lichen.transforms.codec_words import read_codecs
+from lichen.transforms.codec_words import CHANGE, read_codecs
 
 __all__ = ["SplitConfig"]
 
@@ -53,7 +53,8 @@ class SplitConfig(Section):
     code: tuple[str, ...] = Field(
         default=(),
         description="codecs of hidden states and gradients at both cuts, up and down, token by token: `bf16`, `int8`, "
-        "`int4`, `topk:64/256` …; none: as they are",
+        "`int4`, `topk:64/256` …; none: as they are. `change` before them: hidden states of a row cross whole at its "
+        "first visit, and later as the coded change since the last one, which both sides remember (AQ-SGD)",
     )
     noise: float = Field(
         default=0.0,
@@ -64,10 +65,11 @@ class SplitConfig(Section):
 
     @model_validator(mode="after")
     def _known_words(self) -> SplitConfig:
-        if "change" in self.code:
-            raise ValueError("split.code: neither side remembers rows yet, so no change is sent; remove change")
+        words = self.code[1:] if self.code[:1] == (CHANGE,) else self.code
+        if CHANGE in words or (self.code and not words):
+            raise ValueError("split.code: change stands first and says what is coded by the words after it")
         try:
-            read = read_codecs(self.code)
+            read = read_codecs(words)
         except LichenError as error:
             raise ValueError(f"split.code: {error.what}; {error.fix}") from None
         if any(one.family == "PowerSGD" for one in read):

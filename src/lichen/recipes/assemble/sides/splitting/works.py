@@ -20,6 +20,7 @@ from lichen.clients.training.gradient_steps import Clip
 from lichen.clients.training.train import Train
 from lichen.core.contracts.client import ClientWork, Dialogue, Source
 from lichen.core.contracts.engine import Engine
+from lichen.core.store import ClientStore
 from lichen.data.batches.shards import EVAL_ROWS
 from lichen.engines.splitting.middle import Middle
 from lichen.engines.splitting.split_engine import SplitEngine
@@ -29,11 +30,13 @@ from lichen.transforms.activations import parse_activation_code
 __all__ = ["apart", "split_work", "splitting"]
 
 
-def _form(server: ServerSide, rows: int) -> Form:
+def _form(server: ServerSide, rows: int, *, numbered: int = 0) -> Form:
+    """What crosses; as changes where rows are numbered and the recipe wants it."""
     split, data, config = server.split, server.recipe.data, server.recipe.split
     assert split is not None
     assert config is not None
     code = parse_activation_code(config.code)
+    code = replace(code, change=code.change and numbered > 0)
     dtype = next(iter(split.middles.values())).wrapped.model.dtype
     return Form(
         group=server.model.group,
@@ -43,6 +46,7 @@ def _form(server: ServerSide, rows: int) -> Form:
         dtype=dtype,
         code=code if code.chain.codecs else None,
         noise=config.noise,
+        numbered=numbered,
     )
 
 
@@ -71,7 +75,7 @@ def split_work(server: ServerSide, work: ClientWork | Dialogue, part: str = "tra
     return SplitTrain(
         train=work,
         ends=split.ends_of,
-        form=_form(server, fed.batch_size),
+        form=_form(server, fed.batch_size, numbered=max(rows_N, default=0)),
         steps=steps,
         local_head=config.local_head,
         clip=None if config.local_head else clip,
@@ -83,15 +87,28 @@ def apart(work: ClientWork | Dialogue, source: Source) -> Source:
     return OneByOne(source) if isinstance(work, SplitTrain | SplitEvaluate) else source
 
 
-def splitting(server: ServerSide, engine: Engine, works: Mapping[str, ClientWork | Dialogue]) -> Engine:
-    """The engine, with the server's half of a split model around it where there is one."""
+def splitting(
+    server: ServerSide,
+    engine: Engine,
+    works: Mapping[str, ClientWork | Dialogue],
+    clients: ClientStore | None = None,
+) -> Engine:
+    """The engine, with the server's half of a split model around it where there is one.
+
+    Args:
+        server: The server's side.
+        engine: Carries jobs.
+        works: What clients can be asked.
+        clients: Their private state; what the server remembers of their rows lies beside it.
+    """
     split = server.split
     if server.recipe.split is None or split is None:
         return engine
     crossing = {name: work for name, work in works.items() if isinstance(work, SplitTrain | SplitEvaluate)}
     made = dict[tuple[str, Cut], Middle]()
     middles = partial(_middle, split, crossing, made)
-    return SplitEngine(engine, crossing, middles, split.cut_of, kind=server.recipe.split.kind)
+    store = None if clients is None else ClientStore(clients.folder.parent / "server", listed=True)
+    return SplitEngine(engine, crossing, middles, split.cut_of, kind=server.recipe.split.kind, store=store)
 
 
 def _middle(
