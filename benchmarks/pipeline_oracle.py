@@ -21,8 +21,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lichen.algorithms.hosts.pipeline import PIPELINE, Pipeline
+from lichen.algorithms.hosts.mail import PIPELINE
+from lichen.algorithms.hosts.pipeline import Pipeline
 from lichen.clients.distillation.teacher_labels import NoBatches
+from lichen.clients.pipeline.coded_link import CodedLink
 from lichen.clients.pipeline.host import PipelineHost
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.core.children import bound_environment, end_with_parent
@@ -128,7 +130,7 @@ def ours(order: Any, folder: Path) -> Tree:
     """The gradients of the hosts: what a step of rate 1 moves, times the number of tokens."""
     shard = TextShard(list(rows().numpy()), labels=list(rows().numpy()), kind="lm")
     optimizer = ClientOptimizer("sgd", lr=1.0)
-    host = PipelineHost(piece=piece_of, stages=2, order=order, optimizer=optimizer, width=32)
+    host = PipelineHost(piece=piece_of, stages=2, order=order, optimizer=optimizer, link=CodedLink(width=32))
     pipeline = Pipeline(
         host=host,
         names=tuple(frozenset(start_of(stage)) for stage in (0, 1)),

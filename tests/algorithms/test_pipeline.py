@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lichen.clients.pipeline import host
+from lichen.clients.pipeline.coded_link import CodedLink
 from lichen.clients.pipeline.host import PipelineHost
 from lichen.clients.pipeline.schedule import Op, bubble, most_in_flight, turns_of
 from lichen.core.errors import LichenError
@@ -51,6 +52,27 @@ def test_a_pipeline_is_one_process_bit_for_bit(
     assert [n for n, x in params.items() if not torch.equal(x, state.shared.trainable[n])] == []
     assert [report.metrics["loss"] for report in reports] == losses
     assert all(report.bytes_up > 0 and report.bytes_down > 0 for report in reports)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("llama", ["bf16"]), ("gpt2", ["int8~"]), ("qwen2", ["topk:8/32", "int4~"])]
+)
+def test_coded_links_train_as_one_process_whose_blocks_lose_as_much(name: str, code: list[str], tmp_path: Path) -> None:
+    plain, coded = pipeline_of(name, (1, 3)), pipeline_of(name, (1, 3), code=code)
+    state, reports = trained(coded, here(coded, tmp_path), name)
+    params, losses = one_process(name, coded, SEEDS, (1, 3))
+    assert [n for n, x in params.items() if not torch.equal(x, state.shared.trainable[n])] == []
+    assert [report.metrics["loss"] for report in reports] == losses
+    _, others = trained(plain, here(plain, tmp_path), name)
+    assert sum(one.bytes_up for one in reports) < sum(one.bytes_up for one in others)
+    assert coded.host.link.spec.dtype == torch.uint8
+
+
+def test_a_host_that_is_lost_draws_the_same_again(tmp_path: Path) -> None:
+    pipeline = pipeline_of("llama", (1, 3), code=["int8"])
+    state, _ = trained(pipeline, here(pipeline, tmp_path / "a"), "llama")
+    again, _ = trained(pipeline, Losing(here(pipeline, tmp_path / "b"), (7, 40)), "llama")
+    assert all(torch.equal(x, again.shared.trainable[n]) for n, x in state.shared.trainable.items())
 
 
 def test_scores_are_those_of_the_whole_model(tmp_path: Path) -> None:
@@ -100,7 +122,7 @@ def test_a_lost_host_costs_the_round_and_no_byte(tmp_path: Path) -> None:
 
 
 def test_a_wrong_output_is_refused_by_name(tmp_path: Path) -> None:
-    wrong = replace(pipeline_of("llama", (1, 3)).host, width=31)
+    wrong = replace(pipeline_of("llama", (1, 3)).host, link=CodedLink(width=31))
     pipeline = replace(pipeline_of("llama", (1, 3)), host=wrong)
     with pytest.raises(LichenError, match=r"tensor 'hidden_BTH' has shape .* not \('any', 'any', 31\)"):
         trained(pipeline, here(pipeline_of("llama", (1, 3)), tmp_path), "llama")

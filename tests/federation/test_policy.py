@@ -328,7 +328,7 @@ HARMLESS = {
         "model.adapter.start",
     ),
     *("model.adapter.exclude", "model.adapter.modules_to_save", "data.columns", "data.classes", "data.system"),
-    *("wire.up", "wire.down", "split.code", "teacher.endpoint.model", "teacher.template", "teacher.label_words"),
+    *("wire.up", "wire.down", "split.code", "pipeline.code", "teacher.endpoint.model", "teacher.template", "teacher.label_words"),
     *("synthetic.endpoint.model", "synthetic.about", "synthetic.item_name", "synthetic.labels"),
     *("synthetic.attributes", "synthetic.style", "attack.target", "attack.trigger", "attack.answer"),
     *("data.require.licences", "data.require.purposes", "stream.by", "stream.period", "stream.rebase.period"),

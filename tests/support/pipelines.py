@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lichen.algorithms.hosts.mail import PIPELINE
 from lichen.algorithms.hosts.micro_batches import micro_batches
-from lichen.algorithms.hosts.pipeline import PIPELINE, Pipeline
+from lichen.algorithms.hosts.pipeline import Pipeline
 from lichen.clients.distillation.teacher_labels import NoBatches
+from lichen.clients.pipeline.coded_link import CodedLink
 from lichen.clients.pipeline.host import PipelineHost
 from lichen.clients.pipeline.schedule import Order
 from lichen.clients.training.optimize import ClientOptimizer, clip_C
@@ -24,8 +27,11 @@ from lichen.core.wire.shared import Shared
 from lichen.data.batches.rows import TextShard
 from lichen.data.batches.shards import EvalSource, TrainSource
 from lichen.engines.local import LocalEngine
+from lichen.models.causal_cohort import CausalCohort
+from lichen.models.pieces.families import blocks_of
 from lichen.server.sampling import Uniform
-from support.pieces import BLOCKS, piece_of, whole_of
+from lichen.transforms.activations import parse_activation_code
+from support.pieces import BLOCKS, four_blocks, piece_of, spec_of, whole_of
 
 STEPS, CLIENTS = 2, 4
 
@@ -49,6 +55,7 @@ def pipeline_of(
     order: Order = "1f1b",
     clip: float | None = 0.5,
     piece: Callable[[int], Any] | None = None,
+    code: Sequence[str] = (),
 ) -> Pipeline:
     """Three rounds over hosts that hold the pieces between these cuts."""
     spans = list(zip((0, *cuts), (*cuts, BLOCKS), strict=True))
@@ -58,7 +65,7 @@ def pipeline_of(
         stages=len(spans),
         order=order,
         optimizer=ClientOptimizer("adamw", lr=0.01, weight_decay=0.01),
-        width=32,
+        link=CodedLink(width=32, code=parse_activation_code(code) if code else None),
     )
     return Pipeline(
         host=host,
@@ -86,9 +93,38 @@ def start_of(name: str) -> Shared:
     return Shared(whole_of(name).init(5))
 
 
-def one_process(name: str, pipeline: Pipeline, seeds: Sequence[int]) -> tuple[Tree, list[float]]:
+class _Coded(torch.autograd.Function):
+    """What a link makes of hidden states, and of their gradients on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_BTH: Tensor, link: CodedLink) -> Tensor:
+        ctx.link = link
+        return link.arrived(link.departing(hidden_BTH, 0)[None])[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad_BTH: Tensor) -> Any:  # type: ignore[override]
+        return ctx.link.arrived(ctx.link.departing(grad_BTH, 0)[None])[0], None
+
+
+def with_links(name: str, pipeline: Pipeline, cuts: Sequence[int]) -> Any:
+    """The whole model, with what a link loses laid on the output of each block before a cut."""
+    model = copy.deepcopy(four_blocks(name))
+
+    def lose(block: Any, entry: Any, out: Any) -> Any:
+        if isinstance(out, tuple):
+            return (_Coded.apply(out[0], pipeline.host.link), *out[1:])
+        return _Coded.apply(out, pipeline.host.link)
+
+    for cut in cuts:
+        blocks_of(model)[1][cut - 1].register_forward_hook(lose)
+    return CausalCohort(model, adapter=spec_of(name), name=name, packed=False)
+
+
+def one_process(
+    name: str, pipeline: Pipeline, seeds: Sequence[int], cuts: Sequence[int] = ()
+) -> tuple[Tree, list[float]]:
     """``(adapter, mean loss of each round)`` after rounds of these seeds, all by the whole model."""
-    whole, optimizer = whole_of(name), pipeline.host.optimizer
+    whole, optimizer = with_links(name, pipeline, cuts) if cuts else whole_of(name), pipeline.host.optimizer
     params_C = {n: x[None] for n, x in start_of(name).trainable.items()}
     moments, losses = optimizer.init(params_C), []
     for seed in seeds:

@@ -21,7 +21,7 @@ from typing import final
 from lichen.core.errors import LichenError
 from lichen.declared import Property
 
-__all__ = ["CHANGE", "CODED_LACKS", "read_codecs"]
+__all__ = ["CHANGE", "CODED_LACKS", "read_codecs", "token_fault"]
 
 CHANGE = "change"
 """The word at the head of a chain: send what has changed of a row since its last visit."""
@@ -101,3 +101,18 @@ def read_codecs(words: Sequence[str]) -> tuple[_CodecWord, ...]:
                 fix="put the codec that writes numbers last, for example: topk, int4",
             )
     return read
+
+
+def token_fault(words: Sequence[str]) -> str:
+    """Why words are no code of tokens, with what to do; empty where they are.
+
+    >>> token_fault(["sketch:4"]).partition(";")[0]
+    'sketch codes matrices, and a token is a vector'
+    """
+    try:
+        read = read_codecs(words)
+    except LichenError as error:
+        return f"{error.what}; {error.fix}"
+    if any(one.family == "PowerSGD" for one in read):
+        return "sketch codes matrices, and a token is a vector; use bf16, int8, int4 or topk"
+    return ""

@@ -164,6 +164,8 @@ def test_five_hundred_spoilt_recipes(capsys: pytest.CaptureFixture[str]) -> None
             recipe[place[0][0]] = dict(WHOLE[place[0][0]])
         if place[0][:2] == ("stream", "rebase") and len(place[0]) > 2:
             recipe["stream"]["rebase"] = {"period": "2018-05", "model": "newer"}
+        if place[0][:2] == ("offsite", "realign") and len(place[0]) > 2:
+            recipe["offsite"]["realign"] = {"public": "sotu"}
         if place[0][0] in ("privacy", *WHOLE) and refusal(recipe) is not None:
             continue  # what does not go beside it: tests/recipes/schema/test_private_keys.py and others there
         if place[0] == ("federation", "keep_optimizer"):

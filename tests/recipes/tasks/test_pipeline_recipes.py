@@ -71,6 +71,17 @@ def test_orders_of_the_schedule_end_with_the_same_bytes(home: Path, alone: liche
     assert adapter(run.folder) == adapter(alone.folder)
 
 
+def test_a_code_of_links_is_the_same_run_in_processes_and_learns(
+    home: Path, alone: lichen.Result, tmp_path: Path
+) -> None:
+    coded = {"code": ["int8"]}
+    here = lichen.run(values(home, pipeline=coded), out=tmp_path / "here")
+    there = lichen.run(values(home, pipeline=coded, engine={"name": "spawned", "nodes": 2}), out=tmp_path / "there")
+    assert adapter(here.folder) == adapter(there.folder) != adapter(alone.folder)
+    assert here.summary["columns"]["federated"]["mean"] < here.summary["columns"]["base"]["mean"]
+    assert here.summary["bytes_up"] < alone.summary["bytes_up"]
+
+
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(home: Path, alone: lichen.Result, tmp_path: Path) -> None:
     class StoppedError(Exception):
         pass

@@ -7,7 +7,7 @@ Legend: B rows, T tokens, H width, P trained tensors of a piece.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -15,13 +15,19 @@ import torch
 from torch import Tensor
 
 from lichen.algorithms.hosts.micro_batches import Rows, labelled
+from lichen.clients.pipeline.host import MOMENTS, PipelineHost, job_turns
 from lichen.clients.pipeline.schedule import Op, Turn
 from lichen.clients.training.optimize import factor_of_squares
+from lichen.core.contracts.algorithm import ServerState
 from lichen.core.expected import Expected
 from lichen.core.message import Job, Message
 from lichen.core.tree import Tree
+from lichen.core.wire.shared import Shared
 
-__all__ = ["Mail", "Stage"]
+__all__ = ["PIPELINE", "Mail", "Stage", "stages_of", "work_metrics"]
+
+PIPELINE = "pipeline"
+"""The name of the hosts' work in a job."""
 
 WORKED = {"gone": torch.ones(1)}
 """The answer to a host that waits for nothing but that its output has come."""
@@ -121,3 +127,46 @@ class Mail:
         stage.then = max(stage.then, *(now for _, now in squares.values()))
         each = {name: x for place, (x_P, _) in squares.items() for name, x in zip(self.names[place], x_P, strict=True)}
         return {"factor": torch.tensor([factor_of_squares(each, self.clip)], dtype=torch.float64)}
+
+
+def stages_of(
+    host: PipelineHost, names: Sequence[frozenset[str]], state: ServerState, settings: Mapping[str, float], seed: int
+) -> list[Stage]:
+    """All hosts before their first question, each with the job of its piece.
+
+    Args:
+        host: What the hosts do.
+        names: Of each host the tensors that it trains.
+        state: The adapter and the optimizer's state of the whole.
+        settings: Of the jobs: ``steps``, ``micro``, ``train``, ``lr_scale``.
+        seed: Of the jobs.
+    """
+    stages = []
+    for place, mine in enumerate(names):
+        trainable = {name: x for name, x in state.shared.trainable.items() if name in mine}
+        moments = {
+            f"{MOMENTS}.{name}": x
+            for name, x in state.optimizer.items()
+            if name == "step" or name.partition("/")[2] in mine
+        }
+        frozen = moments if trainable and settings["train"] else {}
+        job = Job(
+            work=PIPELINE,
+            shared=Shared(trainable, frozen=frozen),
+            version=state.round,
+            clients=(place,),
+            seed=seed,
+            settings=settings,
+        )
+        turns = list(job_turns(job, host.stages, host.order)) * int(settings["steps"])
+        stages.append(Stage(job=job, turns=turns, expected=list(host.questions(job))))
+    return stages
+
+
+def work_metrics(stages: Sequence[Stage]) -> dict[str, float]:
+    """The loss of a round, and how long hosts worked and waited."""
+    last, pace, busy = stages[-1].end, max(stage.then for stage in stages), sum(stage.busy for stage in stages)
+    assert last is not None
+    loss_sum, count = (float(last.metrics[name][0]) for name in ("loss_sum", "count"))
+    idle = 1 - busy / (len(stages) * pace) if pace else 0.0
+    return {"loss": loss_sum / max(count, 1.0), "busy": busy, "pace": pace, "idle": idle}

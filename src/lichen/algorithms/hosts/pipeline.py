@@ -23,10 +23,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lichen.algorithms.hosts.mail import Mail, Stage
+from lichen.algorithms.hosts.mail import PIPELINE, Mail, Stage, stages_of, work_metrics
 from lichen.algorithms.hosts.micro_batches import Rows, micro_batches
 from lichen.algorithms.scores import is_validated, with_best
-from lichen.clients.pipeline.host import MOMENTS, PipelineHost, job_turns
+from lichen.clients.pipeline.host import PipelineHost
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.checks import declared_fault, form_fault
@@ -35,16 +35,12 @@ from lichen.core.contracts.client import Source
 from lichen.core.contracts.engine import Engine
 from lichen.core.contracts.server import Sampler
 from lichen.core.errors import LichenError
-from lichen.core.message import Job
 from lichen.core.replies import Attendance, Refusal, Reply
 from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 from lichen.core.wire.shared import Shared
 
 __all__ = ["PIPELINE", "Pipeline"]
-
-PIPELINE = "pipeline"
-"""The name of the hosts' work in a job."""
 
 
 @final
@@ -113,7 +109,7 @@ class Pipeline:
         ]
         settings = {"steps": self.steps, "micro": self.micro, "train": 1.0, "lr_scale": self.lr_scale(state.round)}
         _, stages, lost = self._tried(engine, state, settings, seed, steps)
-        metrics = _metrics(stages)
+        metrics = work_metrics(stages)
         trainable, optimizer = dict(state.shared.trainable), dict(state.optimizer)
         for stage in stages:
             assert stage.end is not None
@@ -168,28 +164,6 @@ class Pipeline:
             sums["count"][place] += losses[at]["count_B"][0].double().sum()
         return sums
 
-    def _jobs(self, state: ServerState, settings: dict[str, float], seed: int) -> list[Stage]:
-        stages = []
-        for stage, names in enumerate(self.names):
-            trainable = {name: x for name, x in state.shared.trainable.items() if name in names}
-            moments = {
-                f"{MOMENTS}.{name}": x
-                for name, x in state.optimizer.items()
-                if name == "step" or name.partition("/")[2] in names
-            }
-            frozen = moments if trainable and settings["train"] else {}
-            job = Job(
-                work=PIPELINE,
-                shared=Shared(trainable, frozen=frozen),
-                version=state.round,
-                clients=(stage,),
-                seed=seed,
-                settings=settings,
-            )
-            turns = list(job_turns(job, self.host.stages, self.host.order)) * int(settings["steps"])
-            stages.append(Stage(job=job, turns=turns, expected=list(self.host.questions(job))))
-        return stages
-
     def _tried(
         self, engine: Engine, state: ServerState, settings: dict[str, float], seed: int, steps: Sequence[Sequence[Rows]]
     ) -> tuple[Mail, list[Stage], list[Refusal]]:
@@ -200,7 +174,7 @@ class Pipeline:
         """
         lost = list[Refusal]()
         while True:
-            stages = self._jobs(state, settings, seed)
+            stages = stages_of(self.host, self.names, state, settings, seed)
             try:
                 return self._go(engine, stages, steps), stages, lost
             except _LostError as error:
@@ -260,12 +234,3 @@ class Pipeline:
         stage.questions += 1
         mail.put(place, step, turn, message, stage.then)
         stage.want, stage.waits = None if turn.wants is None else (step, turn.wants), True
-
-
-def _metrics(stages: Sequence[Stage]) -> dict[str, float]:
-    """The loss of a round, and how long hosts worked and waited."""
-    last, pace, busy = stages[-1].end, max(stage.then for stage in stages), sum(stage.busy for stage in stages)
-    assert last is not None
-    loss_sum, count = (float(last.metrics[name][0]) for name in ("loss_sum", "count"))
-    idle = 1 - busy / (len(stages) * pace) if pace else 0.0
-    return {"loss": loss_sum / max(count, 1.0), "busy": busy, "pace": pace, "idle": idle}

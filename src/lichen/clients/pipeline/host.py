@@ -22,18 +22,23 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from lichen.clients.pipeline.coded_link import CodedLink
 from lichen.clients.pipeline.schedule import Op, Order, Turn, turns_of
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.core.contracts.model import Batch
 from lichen.core.errors import LichenError
 from lichen.core.expected import ANY, COUNT, Expected, TensorSpec, specs_of
 from lichen.core.message import Job, Message
+from lichen.core.seeds import derive
 from lichen.core.tree import Tree
 
 __all__ = ["MOMENTS", "PipelineHost", "job_turns"]
 
 MOMENTS = "moments"
 """The group of frozen tensors that a job's optimizer state is."""
+
+WALKING = ("hidden_BTH", "grad_BTH")
+"""What crosses from one host to its neighbour."""
 
 
 def job_turns(job: Job, stages: int, order: Order) -> tuple[Turn, ...]:
@@ -71,16 +76,14 @@ class PipelineHost:
         stages: How many hosts.
         order: The schedule.
         optimizer: Steps the piece's adapter.
-        width: H.
-        dtype: Of hidden states.
+        link: How its outputs cross.
     """
 
     piece: Callable[[int], Any]
     stages: int
     order: Order
     optimizer: ClientOptimizer
-    width: int
-    dtype: torch.dtype = torch.float32
+    link: CodedLink
 
     def questions(self, job: Job) -> Sequence[Expected]:
         """Hidden states or their gradients, the squares of the step, or losses by row."""
@@ -94,7 +97,7 @@ class PipelineHost:
             tensors = {"loss_B": TensorSpec((ANY,)), "count_B": TensorSpec((ANY,), torch.int64)}
         elif turn.gives is not None:
             name = "hidden_BTH" if turn.gives.kind == "forward" else "grad_BTH"
-            tensors = {name: TensorSpec((ANY, ANY, self.width), self.dtype)}
+            tensors = {name: self.link.spec}
         if turn.wants == Op("step"):
             tensors["squares_P"] = TensorSpec((len(job.shared.trainable),))
         return Expected(group=self._group(job), tensors=tensors, metrics={"seconds": COUNT})
@@ -119,7 +122,7 @@ class PipelineHost:
         params_C = {name: x[None] for name, x in job.shared.trainable.items()}
         moments_C = {name: x[None] for name, x in job.shared.group(MOMENTS).items()}
         train, total, seconds = bool(job.settings["train"]), {"loss_sum": 0.0, "count": 0.0}, 0.0
-        message, count = partial(_message, job, self._group(job)), 0
+        message, count, number = partial(_message, job, self._group(job)), 0, 0
         for _ in range(int(job.settings["steps"])):
             step = _Step({n: x.detach().requires_grad_(train) for n, x in params_C.items()}, {}, {}, total)
             out: Tree = {}
@@ -127,7 +130,8 @@ class PipelineHost:
                 if turn.wants == Op("step"):
                     mean_C, out["squares_P"] = mean_and_squares(step.grads, count)
                 answer = yield message(out, {"seconds": seconds})
-                begun, out = time.perf_counter(), {}
+                begun, out, number = time.perf_counter(), {}, number + 1
+                answer = {name: self.link.arrived(x) if name in WALKING else x for name, x in answer.items()}
                 count = int(answer["count"][0]) if "count" in answer else count
                 for op in turn.runs:
                     if op.kind == "forward":
@@ -143,6 +147,8 @@ class PipelineHost:
                             active_C=torch.ones(1, dtype=torch.bool),
                             lr_scale=job.settings["lr_scale"],
                         )
+                seed = derive(job.seed, job.work, stage, "code", number)
+                out = {name: self.link.departing(x, seed) if name in WALKING else x for name, x in out.items()}
                 seconds = time.perf_counter() - begun
         tensors = {name: x[0] for name, x in (params_C | moments_C).items()} if train else {}
         return message(tensors, {"seconds": seconds, **total}), None

@@ -12,9 +12,10 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from lichen.algorithms.hosts.pipeline import PIPELINE
+from lichen.algorithms.hosts.mail import PIPELINE
 from lichen.clients.distillation.teacher_labels import NoBatches
 from lichen.clients.methods import METHODS
+from lichen.clients.pipeline.coded_link import CodedLink
 from lichen.clients.pipeline.host import PipelineHost
 from lichen.clients.training.optimize import ClientOptimizer
 from lichen.core.contracts.client import ClientTask
@@ -31,6 +32,7 @@ from lichen.models.pieces.partition import check_parts, numbers_of, part_blocks,
 from lichen.models.pieces.piece_cohort import PieceCohort
 from lichen.recipes.assemble.model import spec_of
 from lichen.recipes.schema.recipe import Recipe
+from lichen.transforms.activations import parse_activation_code
 
 __all__ = ["Hosts"]
 
@@ -144,8 +146,11 @@ class Hosts:
             optimizer=ClientOptimizer(
                 name=METHODS[opt.name].base, lr=opt.lr[0], momentum=opt.momentum, weight_decay=opt.weight_decay
             ),
-            width=int(self.structure.config.hidden_size),
-            dtype=dtype_of(recipe.model.dtype),
+            link=CodedLink(
+                width=int(self.structure.config.hidden_size),
+                dtype=dtype_of(recipe.model.dtype),
+                code=parse_activation_code(section.code) if section.code else None,
+            ),
         )
 
     def client_tasks(self) -> dict[str, ClientTask]:

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from lichen.core.errors import LichenError
 from lichen.recipes.schema.model import Positive, Section
+from lichen.transforms.codec_words import CHANGE, token_fault
 
 __all__ = ["PipelineConfig", "misfits_of_hosts", "unread_by_hosts"]
 
@@ -36,6 +37,20 @@ class PipelineConfig(Section):
         description="blocks of each host; none: so that no host has more of the bytes or of the work than need be",
         examples=[[8, 15, 7]],
     )
+
+    code: tuple[str, ...] = Field(
+        default=(),
+        description="codecs of hidden states and gradients between hosts, token by token, in training and in scoring: "
+        "`bf16`, `int8`, `int4`, `topk:64/256` …; none: as they are",
+    )
+
+    @model_validator(mode="after")
+    def _known_words(self) -> PipelineConfig:
+        if CHANGE in self.code:
+            raise ValueError("pipeline.code: hosts remember no rows between rounds, and send no change; remove it")
+        if fault := token_fault(self.code):
+            raise ValueError(f"pipeline.code: {fault}")
+        return self
 
     @model_validator(mode="after")
     def _one_each(self) -> PipelineConfig:

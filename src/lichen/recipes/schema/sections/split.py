@@ -9,9 +9,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lichen.core.errors import LichenError
 from lichen.recipes.schema.model import Positive, Section
-from lichen.transforms.codec_words import CHANGE, read_codecs
+from lichen.transforms.codec_words import CHANGE, token_fault
 
 __all__ = ["SplitConfig"]
 
@@ -68,10 +67,6 @@ class SplitConfig(Section):
         words = self.code[1:] if self.code[:1] == (CHANGE,) else self.code
         if CHANGE in words or (self.code and not words):
             raise ValueError("split.code: change stands first and says what is coded by the words after it")
-        try:
-            read = read_codecs(words)
-        except LichenError as error:
-            raise ValueError(f"split.code: {error.what}; {error.fix}") from None
-        if any(one.family == "PowerSGD" for one in read):
-            raise ValueError("split.code: sketch codes matrices, and a token is a vector; use bf16, int8, int4 or topk")
+        if fault := token_fault(words):
+            raise ValueError(f"split.code: {fault}")
         return self
