@@ -51,6 +51,14 @@ METHODS: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "scaffold", "lr": [0.05], "weight_decay": 0.1},
         "federation": {"aggregate": "mean", "clients_per_round": 3, "layer_groups": 2, "server": {"lr": 0.7}},
     },
+    "held": {
+        "optimizer": {"name": "feddyn", "lr": [0.05], "alpha": 0.1},
+        "federation": {"aggregate": "mean", "clients_per_round": 3},
+    },
+    "reaching": {
+        "optimizer": {"name": "fednova", "lr": [0.05], "momentum": 0.5},
+        "federation": {"aggregate": "mean", "clients_per_round": 3, "local_steps": None, "local_epochs": 1},
+    },
     "slopes": {"optimizer": {"name": "mezo", "lr": [1e-4]}},
     "workers": {
         "model": FULL,

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from lichen.clients.training.optimize import clip_C
+from lichen.core.conventions.reach import REACH
 from lichen.core.expected import Expected, MetricSpec, specs_of
 from lichen.core.message import Message, concatenate_messages, take_client
 from lichen.core.secret.randomness import SecretRandomness
@@ -30,6 +31,9 @@ from lichen.server.evolution import Evolution
 from lichen.server.fairness.minmax import MinMax
 from lichen.server.fairness.qffl import QFFL
 from lichen.server.fairness.tilted import TiltedMean
+from lichen.server.heterogeneity.feddyn import dynamic_mean
+from lichen.server.heterogeneity.fednova import normalized
+from lichen.server.heterogeneity.scaffold import controlled, with_controls
 from lichen.server.knowledge.ensemble import Ensemble
 from lichen.server.knowledge.votes import Votes
 from lichen.server.kseed import SeedSums
@@ -44,7 +48,6 @@ from lichen.server.private_mean import PrivateMean
 from lichen.server.ridge import Ridge
 from lichen.server.robust.fltrust import FLTrust
 from lichen.server.robust.robust import Robust
-from lichen.server.scaffold import controlled, with_controls
 from lichen.server.sums.fixed_point import layout_of
 from lichen.server.sums.masked import form_of
 from support.flat import closed
@@ -74,6 +77,11 @@ def updates(clients: int, seed: int) -> Any:
 def beside_controls(clients: int, seed: int) -> Any:
     message, control = updates(clients, seed), updates(clients, seed + 1)
     return replace(message, tensors=message.tensors | {f"control.{n}": x for n, x in control.tensors.items()})
+
+
+def beside_reach(clients: int, seed: int) -> Any:
+    message = updates(clients, seed)
+    return replace(message, tensors={**message.tensors, REACH: 1.0 + message.client_C[:, None].double() % 3})
 
 
 def unequal(clients: int, seed: int) -> Any:
@@ -182,6 +190,8 @@ FAMILY = {
     "by-name": (by_name({"head.": Mean("uniform"), ".lora_B": Mean(scale=36), "": Mean()}), updates),
     "by-name-single": (by_name({"head.": Mean("uniform"), "": FedEx(2.0)}), updates),
     "scaffold": (controlled(Mean(), clients=100), beside_controls),
+    "feddyn": (dynamic_mean(clients=100), updates),
+    "fednova": (normalized(Mean()), beside_reach),
     "allow-empty": (AllowEmpty(Mean()), updates),
     "kseed": (SeedSums(12), seed_pairs),
     "fedit": (FedIT(), updates),

@@ -22,6 +22,8 @@ from lichen.clients.statistics.declare import Declare
 from lichen.clients.statistics.leakage import Leakage
 from lichen.clients.statistics.nearest_vote import NearestNeighborHistogram
 from lichen.clients.statistics.sufficient import Statistics
+from lichen.clients.training.corrections.feddyn import FedDyn
+from lichen.clients.training.corrections.fednova import Reach
 from lichen.clients.training.diloco import Worker
 from lichen.clients.training.fedbpt import BlackBox
 from lichen.clients.training.fix_and_mix import FixAndMix
@@ -141,6 +143,8 @@ CASES: dict[str, Callable[[], Case]] = {
         STEPS,
         {**LORA.init(0), **{f"control.{name}": torch.zeros_like(x) for name, x in LORA.init(0).items()}},
     ),
+    "train, feddyn": lambda: (train(gradient_steps=(FedDyn(0.1),)), STEPS, MLP.init(0)),
+    "train, fednova": lambda: (train(gradient_steps=(Reach(lr=0.1),)), STEPS, MLP.init(0)),
     "train, real numbers": lambda: (train(REAL), STEPS, REAL.init(0)),
     "train, a loss that is none": lambda: (train(no_number()), STEPS, MLP.init(0)),
     "evaluate": lambda: (fl.Evaluate(MLP), ROWS, MLP.init(0)),

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from lichen import fl
+from lichen.clients.training.corrections.feddyn import FedDyn
+from lichen.clients.training.corrections.fednova import Reach
 from lichen.clients.training.diloco import Worker
 from lichen.clients.training.gradient_steps import GradientChain
 from lichen.core import tree as trees
@@ -66,6 +68,8 @@ FAMILY: dict[str, Any] = {
     "proximal": fl.Proximal(0.3),
     "weight_decay": fl.WeightDecay(0.1),
     "memory": Memory(),
+    "feddyn": FedDyn(0.1),
+    "fednova": Reach(lr=0.1, momentum=0.9, prox=0.2),
     "chain": GradientChain((fl.Clip(0.7), Memory(), fl.Proximal(0.1), Memory("other", 0.2), fl.WeightDecay(0.1))),
     "no chain": GradientChain(()),
 }

@@ -23,8 +23,8 @@ from lichen.core.wire.shared import CONTROL, Shared
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.parts import algorithm_of, client_tasks, initial_shared, tensors_of
 from lichen.recipes.schema.read import read_recipe
+from lichen.server.heterogeneity.scaffold import controlled, with_controls
 from lichen.server.mean import Mean
-from lichen.server.scaffold import controlled, with_controls
 from support.small_experiment import RECIPE, engine, experiment
 from support.toy_cohorts import Softmax
 

@@ -53,6 +53,8 @@ class ClientSettings:
         evaluate: Validation of the model's own tensors.
         lr: The learning rate.
         clip: The gradient norm at most; None: never cut.
+        prox: FedProx's μ.
+        alpha: FedDyn's α.
         eps: How far a slope is measured.
         population: Candidates of a generation.
         directions: Directions of FedKSeed in all.
@@ -73,6 +75,8 @@ class ClientSettings:
     evaluate: ClientWork
     lr: float
     clip: float | None
+    prox: float
+    alpha: float
     eps: float
     population: int
     directions: int

@@ -102,8 +102,8 @@ def _cma_initial(settings: ClientSettings) -> Shared:
 def _scaffold(settings: ClientSettings) -> Works:
     from dataclasses import replace
 
+    from lichen.clients.training.corrections.scaffold import Scaffold
     from lichen.clients.training.gradient_steps import WeightDecay
-    from lichen.clients.training.scaffold import Scaffold
 
     train = settings.train
     # The correction comes last of all: the decay that SGD would add is a part of the gradient before it.
@@ -113,16 +113,54 @@ def _scaffold(settings: ClientSettings) -> Works:
 
 
 def _scaffold_aggregator(settings: ClientSettings) -> Aggregator:
+    from lichen.server.heterogeneity.scaffold import controlled
     from lichen.server.mean import Mean
-    from lichen.server.scaffold import controlled
 
     return controlled(Mean(settings.weighting), clients=settings.clients)
 
 
 def _scaffold_initial(settings: ClientSettings) -> Shared:
-    from lichen.server.scaffold import with_controls
+    from lichen.server.heterogeneity.scaffold import with_controls
 
     return with_controls(settings.start)
+
+
+def _feddyn(settings: ClientSettings) -> Works:
+    from dataclasses import replace
+
+    from lichen.clients.training.corrections.feddyn import FedDyn
+
+    train = settings.train
+    return Works(replace(train, gradient_steps=(*train.gradient_steps, FedDyn(settings.alpha))))
+
+
+def _feddyn_aggregator(settings: ClientSettings) -> Aggregator:
+    from lichen.server.heterogeneity.feddyn import dynamic_mean
+
+    return dynamic_mean(clients=settings.clients)
+
+
+def _feddyn_server() -> ServerOptimizer:
+    from lichen.server.heterogeneity.feddyn import ServerFedDyn
+
+    return ServerFedDyn()
+
+
+def _fednova(settings: ClientSettings) -> Works:
+    from dataclasses import replace
+
+    from lichen.clients.training.corrections.fednova import Reach
+
+    train = settings.train
+    reach = Reach(lr=settings.lr, momentum=train.optimizer.momentum, prox=settings.prox)
+    return Works(replace(train, gradient_steps=(*train.gradient_steps, reach)))
+
+
+def _fednova_aggregator(settings: ClientSettings) -> Aggregator:
+    from lichen.server.heterogeneity.fednova import normalized
+    from lichen.server.mean import Mean
+
+    return normalized(Mean(settings.weighting))
 
 
 def _diloco(settings: ClientSettings) -> Works:
@@ -199,6 +237,39 @@ METHODS = Family(
             base="sgd",
             aggregator=_scaffold_aggregator,
             initial=_scaffold_initial,
+        ),
+        ClientMethod(
+            name="feddyn",
+            summary="FedDyn: SGD on a loss that is bent so that all clients' optima lie in one place",
+            works=_feddyn,
+            papers=(Paper(short="Acar et al. ICLR 2021", url="https://arxiv.org/abs/2111.04263"),),
+            needs=(Need(Property.PLAIN_MEAN, "{me} goes with mean, not with {who}", "set federation.aggregate: mean"),),
+            allows=frozenset(
+                {Property.GRADIENTS, Property.EPOCHS, Property.ACCUMULATION, Property.LOST_ANSWERS},
+            ),
+            reads=_PACE | {"weight_decay", "clip", "momentum", "alpha"},
+            base="sgd",
+            aggregator=_feddyn_aggregator,
+            server=_feddyn_server,
+        ),
+        ClientMethod(
+            name="fednova",
+            summary="FedNova: SGD whose changes are evened out by how far each client's steps reach",
+            works=_fednova,
+            papers=(Paper(short="Wang et al. NeurIPS 2020", url="https://arxiv.org/abs/2007.07481"),),
+            needs=(Need(Property.PLAIN_MEAN, "{me} goes with mean, not with {who}", "set federation.aggregate: mean"),),
+            allows=frozenset(
+                {
+                    Property.GRADIENTS,
+                    Property.SERVER_STEP,
+                    Property.EPOCHS,
+                    Property.ACCUMULATION,
+                    Property.LOST_ANSWERS,
+                }
+            ),
+            reads=_GRADIENTS | {"momentum"},
+            base="sgd",
+            aggregator=_fednova_aggregator,
         ),
         ClientMethod(
             name="mezo",

@@ -99,10 +99,10 @@ from lichen.clients.drift.periods import compare_periods, watch_losses
 from lichen.clients.evaluation.evaluate import Evaluate
 from lichen.clients.masking.masked import Masked, MaskTerms
 from lichen.clients.privacy.private_steps import PrivateSteps
+from lichen.clients.training.corrections.scaffold import Scaffold
 from lichen.clients.training.gradient_step import GradientStep
 from lichen.clients.training.gradient_steps import Clip, Proximal, WeightDecay
 from lichen.clients.training.optimize import ClientOptimizer
-from lichen.clients.training.scaffold import Scaffold
 from lichen.clients.training.train import Train
 from lichen.core.collecting.admission import Admission
 from lichen.core.collecting.collect import collect

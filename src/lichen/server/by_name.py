@@ -5,7 +5,8 @@ clients of the round by their examples, and control variates over all N of the r
 
     by_name({"control.": Mean("uniform", divisor=N), "": Mean("examples")})
 
-Both rules change trainable tensors; :mod:`lichen.server.scaffold` goes around the first mean and replaces frozen ones.
+Both rules change trainable tensors; :mod:`lichen.server.heterogeneity.scaffold` goes around the first mean and
+replaces frozen ones.
 
 References:
     Matteo Hessel, David Budden, Fabio Viola, Mihaela Rosca, Eren Sezener and Tom Hennigan. "Optax:

@@ -58,6 +58,8 @@ METHODS = {
         "optimizer.lr=1e-4",
     ],
     "scaffold": ["optimizer={name: scaffold, lr: 0.1}", "federation.aggregate=mean"],
+    "feddyn": ["optimizer={name: feddyn, lr: 0.1}", "federation.aggregate=mean"],
+    "fednova": ["optimizer={name: fednova, lr: 0.1}", "federation.aggregate=mean"],
     "mezo": ["optimizer.name=mezo", "optimizer.lr=1e-3"],
     "kseed": [
         "optimizer={name: kseed, lr: 1e-5, seeds: 64}",

@@ -195,6 +195,8 @@ def settings_of(server: ServerSide, lr: float) -> ClientSettings:
         evaluate=Evaluate(server.model),
         lr=lr,
         clip=opt.clip,
+        prox=opt.prox,
+        alpha=opt.alpha,
         eps=opt.eps,
         population=opt.population,
         directions=opt.seeds,

@@ -25,9 +25,10 @@ class OptimizerConfig(Section):
 
     name: MethodName = Field(
         default="adamw",
-        description="client optimizer; `scaffold` is SGD with control variates; without gradients: `mezo` measures one "
-        "slope a step, `kseed` (FedKSeed) also sends nothing but seeds and slopes, `cma` (FedBPT) only asks the model "
-        "for answers",
+        description="client optimizer; `scaffold` is SGD with control variates, `feddyn` SGD on a loss that is bent to "
+        "where all clients' optima meet, `fednova` SGD whose changes are evened out by the clients' steps; without "
+        "gradients: `mezo` measures one slope a step, `kseed` (FedKSeed) also sends nothing but seeds and slopes, "
+        "`cma` (FedBPT) only asks the model for answers",
     )
     lr: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         default=(1e-3,),
@@ -37,12 +38,13 @@ class OptimizerConfig(Section):
     grid_rounds: Positive | None = Field(
         default=None, description="rounds every learning rate is tried for before the best goes on; none: all of them"
     )
-    momentum: float = Field(default=0.0, ge=0, lt=1, description="for sgd")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="for sgd, feddyn and fednova")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled for adamw")
     clip: float | None = Field(
         default=1.0, gt=0, description="each client's gradient norm at most; for mezo, kseed its slope"
     )
     prox: float = Field(default=0.0, ge=0, description="FedProx pull towards the shared model (mu)")
+    alpha: float = Field(default=0.01, gt=0, description="feddyn: how strongly a client is held (α)")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="learning rate over rounds"
     )

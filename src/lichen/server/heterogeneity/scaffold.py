@@ -3,7 +3,7 @@
     x <- x + server_lr * mean_k (y_k - x),    c <- c + 1/N Σ_k (c_k' - c_k)
 
 The first mean is over who came. The second is divided by the N clients of the whole roster, whoever was invited, so
-that c stays the mean of all c_k. The clients' half is :mod:`lichen.clients.training.scaffold`.
+that c stays the mean of all c_k. The clients' half is :mod:`lichen.clients.training.corrections.scaffold`.
 
 References:
     Sai Praneeth Karimireddy, Satyen Kale, Mehryar Mohri, Sashank J. Reddi, Sebastian U. Stich and Ananda
