@@ -34,6 +34,8 @@ class Property(StrEnum):
     """The whole model is trained. Decided by what is trained."""
     SOFT_PROMPT = "a soft prompt"
     """A soft prompt of a language model is trained. Decided by what is trained, and the task."""
+    SMALL_MODEL = "a small model"
+    """A small model is trained from scratch. Decided by what is trained."""
     PLAIN_MEAN = "the plain mean"
     """The change is the weighted mean of the messages and nothing else. Decided by the rule."""
     SERVER_STEP = "a server step"

@@ -62,6 +62,8 @@ FAMILY: dict[str, Mapping[str, Any]] = {
     "scaffold": {"optimizer": {"name": "scaffold", "lr": 0.1}},
     "feddyn": {"optimizer": {"name": "feddyn", "lr": 0.1}},
     "fednova": {"optimizer": {"name": "fednova", "lr": 0.1}},
+    "moon": {"optimizer": {"name": "moon", "lr": 0.1}},
+    "moon, coded": {"optimizer": {"name": "moon", "lr": 0.1}, "wire": {"up": ["int8~"]}},
     "coded down": {"wire": {"up": ["int4~"], "down": ["topk:2/8", "int8"]}},
     "own model": {"personal": {"kind": "ditto"}},
 }

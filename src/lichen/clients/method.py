@@ -55,6 +55,8 @@ class ClientSettings:
         clip: The gradient norm at most; None: never cut.
         prox: FedProx's μ.
         alpha: FedDyn's α.
+        contrast: MOON's μ.
+        temperature: MOON's τ.
         eps: How far a slope is measured.
         population: Candidates of a generation.
         directions: Directions of FedKSeed in all.
@@ -77,6 +79,8 @@ class ClientSettings:
     clip: float | None
     prox: float
     alpha: float
+    contrast: float
+    temperature: float
     eps: float
     population: int
     directions: int

@@ -163,6 +163,12 @@ def _fednova_aggregator(settings: ClientSettings) -> Aggregator:
     return normalized(Mean(settings.weighting))
 
 
+def _moon(settings: ClientSettings) -> Works:
+    from lichen.clients.training.corrections.moon import Moon
+
+    return Works(Moon(settings.train, weight=settings.contrast, temperature=settings.temperature))
+
+
 def _diloco(settings: ClientSettings) -> Works:
     from lichen.clients.training.diloco import Pace, Worker
 
@@ -270,6 +276,33 @@ METHODS = Family(
             reads=_GRADIENTS | {"momentum"},
             base="sgd",
             aggregator=_fednova_aggregator,
+        ),
+        ClientMethod(
+            name="moon",
+            summary="MOON: SGD that holds a small model's representations near the shared model's",
+            works=_moon,
+            papers=(Paper(short="Li et al. CVPR 2021", url="https://arxiv.org/abs/2103.16257"),),
+            needs=(
+                Need(
+                    Property.SMALL_MODEL,
+                    "{me} reads what enters the last layer of a small model, and {who} is none",
+                    "set model.student",
+                ),
+            ),
+            allows=frozenset(
+                {
+                    Property.GRADIENTS,
+                    Property.SERVER_STEP,
+                    Property.MEAN_OF_ONE_LAYOUT,
+                    Property.CODECS,
+                    Property.EPOCHS,
+                    Property.ACCUMULATION,
+                    Property.LOST_ANSWERS,
+                    Property.LATE_ANSWERS,
+                }
+            ),
+            reads=_GRADIENTS | {"momentum", "contrast", "temperature"},
+            base="sgd",
         ),
         ClientMethod(
             name="mezo",

@@ -102,6 +102,19 @@ class Student(ABC):
         loss, count = map_clients(losses, trainable_C, batch, reference=self.reference)
         return loss, count
 
+    @property
+    def head(self) -> str:
+        """The layer that gives the outputs: the last of :meth:`shapes`."""
+        return [name for name in self.shapes() if name.endswith(".weight")][-1].removesuffix(".weight")
+
+    def features(self, trainable_C: Tree, batch: Batch) -> Tensor:
+        """``(C, B, H)``: what enters the last layer."""
+        weight_CKH = trainable_C[f"{self.head}.weight"]
+        clients, _, width = weight_CKH.shape
+        eye_CHH = torch.eye(width, dtype=weight_CKH.dtype, device=weight_CKH.device).expand(clients, width, width)
+        through = {f"{self.head}.weight": eye_CHH, f"{self.head}.bias": weight_CKH.new_zeros(clients, width)}
+        return self.logits({**trainable_C, **through}, {}, batch)
+
     def logits(self, trainable_C: Tree, fixed: Tree, batch: Batch) -> Tensor:
         """``logits_CBK``."""
         batch = to_device(batch, next(iter(trainable_C.values())).device)

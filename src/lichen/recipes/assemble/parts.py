@@ -197,6 +197,8 @@ def settings_of(server: ServerSide, lr: float) -> ClientSettings:
         clip=opt.clip,
         prox=opt.prox,
         alpha=opt.alpha,
+        contrast=opt.contrast,
+        temperature=opt.temperature,
         eps=opt.eps,
         population=opt.population,
         directions=opt.seeds,

@@ -26,8 +26,9 @@ class OptimizerConfig(Section):
     name: MethodName = Field(
         default="adamw",
         description="client optimizer; `scaffold` is SGD with control variates, `feddyn` SGD on a loss that is bent to "
-        "where all clients' optima meet, `fednova` SGD whose changes are evened out by the clients' steps; without "
-        "gradients: `mezo` measures one slope a step, `kseed` (FedKSeed) also sends nothing but seeds and slopes, "
+        "where all clients' optima meet, `fednova` SGD whose changes are evened out by the clients' steps, `moon` SGD "
+        "that holds a small model's representations near the shared model's; without gradients: `mezo` measures one "
+        "slope a step, `kseed` (FedKSeed) also sends nothing but seeds and slopes, "
         "`cma` (FedBPT) only asks the model for answers",
     )
     lr: tuple[Annotated[float, Field(gt=0)], ...] = Field(
@@ -45,6 +46,8 @@ class OptimizerConfig(Section):
     )
     prox: float = Field(default=0.0, ge=0, description="FedProx pull towards the shared model (mu)")
     alpha: float = Field(default=0.01, gt=0, description="feddyn: how strongly a client is held (α)")
+    contrast: float = Field(default=1.0, gt=0, description="moon: how much the contrast weighs (μ)")
+    temperature: float = Field(default=0.5, gt=0, description="moon: of the contrast (τ)")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="learning rate over rounds"
     )

@@ -115,6 +115,7 @@ def _adapters() -> Iterator[Entry]:
             Property.LORA_FACTORS: facts.low_rank,
             Property.EVERY_WEIGHT: facts.whole,
             Property.SOFT_PROMPT: word == "prompt",
+            Property.SMALL_MODEL: False,
         }
         yield Entry(
             kind="adapter",

@@ -371,6 +371,7 @@ def trained_of(recipe: Recipe) -> Part:
         Property.LORA_FACTORS: facts.low_rank and not small,
         Property.EVERY_WEIGHT: facts.whole and not small,
         Property.SOFT_PROMPT: adapter == "prompt" and recipe.writes and not small,
+        Property.SMALL_MODEL: small,
     }
     lacks = frozenset(one for one, there in holds.items() if not there)
     return Part(key="model.adapter.kind", word="a student" if small else adapter, lacks=lacks)
