@@ -88,6 +88,33 @@ def too_big() -> None:
     show("way | client memory | up | down | perplexity before | after", rows)
 
 
+TOO_BIG_APART = (
+    ("LoRA, the model whole (FedIT)", "FedIT"),
+    ("split after two blocks, last one at the client", "v1"),
+    ("the same in int8", "int8"),
+    ("split after one block", "cut-1"),
+    ("split, one copy of the middle in turns", "v2"),
+)
+"""What ``split-chat`` calls ways of holding a part of a model."""
+
+
+def too_big_apart() -> None:
+    """What ways of holding a part of a model cost and gave, on the rows of ``split-chat`` and ``offsite-chat``."""
+    found = {row["method"]: row for row in read("split-chat/compare.json")["rows"]}
+    rows = []
+    for title, name in TOO_BIG_APART:
+        row = found[name]
+        before, after = (spread(row[key]["values"], ".1f") for key in ("base", "value"))
+        sent = (bytes_text(row[key]) for key in ("memory", "client_up", "client_down"))
+        rows.append([title, *sent, before, after])
+    for name, one in sorted(read("offsite-chat/offsite.json")["cells"].items()):
+        means = [cell["means"] for cell in one.values()]
+        before, after = (spread([mean[key] for mean in means], ".1f") for key in ("base", "plugged"))
+        middle, how = name.split("-")
+        rows.append([f"offsite, ends of two, {middle} of 26 between ({how})", "", "", "", before, after])
+    show("way | client memory | up | down | perplexity before | after", rows)
+
+
 def gkt() -> None:
     """FedGKT beside its neighbours, digits evenly and unevenly spread."""
     found = [one["values"] for one in cells_of("research/gkt-s*.json", "part")]
@@ -317,6 +344,25 @@ def buffered() -> None:
          "accuracy at the end | rates chosen", rows)  # fmt: skip
 
 
+KNOWN = ("FedAvg", "FedProx", "SCAFFOLD", "FedDyn", "FedDyn-0.01", "FedNova", "FedAdam", "MOON")
+"""Methods of ``known-digits``."""
+
+
+def known() -> None:
+    """The methods that a table is expected to have, by how unequal the clients are."""
+    found = {row["method"]: row for row in read("known-digits/compare.json")["rows"]}
+    rows = []
+    for name in KNOWN:
+        cells = [name]
+        for level in ("skewed", "uneven"):
+            row = found[f"{name}@{level}"]
+            cells.append(spread(row["value"]["values"]) if row["value"] else "")
+            cells.append(spread(row["target_rounds"]["values"], ".1f") if row["target_rounds"] else "never")
+        cells.append(bytes_text(found[f"{name}@skewed"]["client_up"]))
+        rows.append(cells)
+    show("method | skewed | rounds | uneven | rounds | up", rows)
+
+
 def drift() -> None:
     """Skewed digits: accuracy, and rounds to the target."""
     found = {row["method"]: row for row in read("digits-drift/compare.json")["rows"]}
@@ -408,6 +454,7 @@ TABLES: dict[str, Callable[..., None]] = {
     for function in (
         compared,
         too_big,
+        too_big_apart,
         gkt,
         pate,
         seeds,
@@ -421,6 +468,7 @@ TABLES: dict[str, Callable[..., None]] = {
         mutual,
         buffered,
         drift,
+        known,
         liars,
         hidden,
         private_rules,
