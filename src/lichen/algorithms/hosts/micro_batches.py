@@ -12,7 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Rows", "labelled", "micro_batches"]
+from lichen.core.contracts.client import Source
+
+__all__ = ["Rows", "labelled", "micro_batches", "one_by_one", "scoring"]
 
 Rows = dict[str, Tensor]
 """One micro-batch: ``ids_BT`` and ``labels_BT``, int32, and ``length_B``, int64."""
@@ -55,3 +57,18 @@ def _laid(ids: Sequence[Tensor], labels: Sequence[Tensor], lengths: Sequence[int
 def labelled(micro: Rows) -> int:
     """How many next tokens of a micro-batch have a label."""
     return int((micro["labels_BT"][:, 1:] != -100).sum())
+
+
+def one_by_one(source: Source, clients: Sequence[int]) -> tuple[list[Rows], list[int]]:
+    """``(micro-batches, whose)``: each batch of these clients as it is, and the place of its client among them."""
+    micros, whose = list[Rows](), list[int]()
+    for place, client in enumerate(clients):
+        for batch in source.batches([client], 0):
+            micros += micro_batches([dict(batch)], 1)
+            whose.append(place)
+    return micros, whose
+
+
+def scoring(micro: int) -> dict[str, float]:
+    """Settings of the jobs that score so many micro-batches."""
+    return {"steps": 1, "micro": micro, "train": 0.0, "lr_scale": 1.0}

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lichen.algorithms.hosts.mail import PIPELINE, Mail, Stage, stages_of, work_metrics
-from lichen.algorithms.hosts.micro_batches import Rows, micro_batches
+from lichen.algorithms.hosts.micro_batches import Rows, micro_batches, one_by_one, scoring
 from lichen.algorithms.scores import is_validated, with_best
 from lichen.clients.pipeline.host import PipelineHost
 from lichen.clients.training.optimize import ClientOptimizer
@@ -101,14 +101,8 @@ class Pipeline:
             LichenError: if a host is lost as often as a round is tried, what it said last.
         """
         start, up, down = time.perf_counter(), engine.bytes_up, engine.bytes_down
-        clients = self.sampler.invite(self.weight_N, derive(seed, "invite"))
-        each = [list(self.train.batches([client], seed)) for client in clients]
-        steps = [
-            micro_batches([dict(batches[at]) for batches in each if at < len(batches)], self.micro)
-            for at in range(self.steps)
-        ]
-        settings = {"steps": self.steps, "micro": self.micro, "train": 1.0, "lr_scale": self.lr_scale(state.round)}
-        _, stages, lost = self._tried(engine, state, settings, seed, steps)
+        clients, steps = self.sampled(seed)
+        _, stages, lost = self._tried(engine, state, self.training(state.round), seed, steps)
         metrics = work_metrics(stages)
         trainable, optimizer = dict(state.shared.trainable), dict(state.optimizer)
         for stage in stages:
@@ -140,6 +134,17 @@ class Pipeline:
         )
         return state, report
 
+    def sampled(self, seed: int) -> tuple[tuple[int, ...], list[list[Rows]]]:
+        """Who is invited to a round, and the micro-batches of each of its steps."""
+        clients = self.sampler.invite(self.weight_N, derive(seed, "invite"))
+        each = [list(self.train.batches([client], seed)) for client in clients]
+        rows = [[dict(batches[at]) for batches in each if at < len(batches)] for at in range(self.steps)]
+        return clients, [micro_batches(batches, self.micro) for batches in rows]
+
+    def training(self, round_: int) -> dict[str, float]:
+        """Settings of the jobs of a round, counted from 0."""
+        return {"steps": self.steps, "micro": self.micro, "train": 1.0, "lr_scale": self.lr_scale(round_)}
+
     def score(
         self, engine: Engine, shared: Shared, source: Source, clients: Sequence[int], *, version: int = 0
     ) -> Tree:
@@ -148,17 +153,12 @@ class Pipeline:
         Raises:
             LichenError: as :meth:`round`.
         """
-        micros, whose = list[Rows](), list[int]()
-        for place, client in enumerate(clients):
-            for batch in source.batches([client], 0):
-                micros += micro_batches([dict(batch)], 1)
-                whose.append(place)
+        micros, whose = one_by_one(source, clients)
         sums = {name: torch.zeros(len(clients), dtype=torch.float64) for name in ("loss_sum", "count")}
         if not micros:
             return sums
-        settings = {"steps": 1, "micro": len(micros), "train": 0.0, "lr_scale": 1.0}
         state = ServerState(round=version, shared=shared)
-        losses = self._tried(engine, state, settings, 0, [micros])[0].losses
+        losses = self._tried(engine, state, scoring(len(micros)), 0, [micros])[0].losses
         for at, place in enumerate(whose):
             sums["loss_sum"][place] += losses[at]["loss_B"][0].double().sum()
             sums["count"][place] += losses[at]["count_B"][0].double().sum()

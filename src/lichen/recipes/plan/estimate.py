@@ -141,6 +141,8 @@ class Estimate:
         privacy: What noise will promise, by round, and how large it is; None where there is none.
         masks: What masks promise and cost, stage by stage; None where there are none.
         split: Bytes of both sides of a split model, and of a token and step; None where it is not split.
+        hosts: Of a pipeline: blocks and bytes of weights of each host, seconds of all training were each a machine of
+            its own, and the share of them in which hosts wait; None where there is none.
         drift: Who sends sums that look for drift, and their bytes; None where nobody looks.
     """
 
@@ -159,6 +161,7 @@ class Estimate:
     privacy: Mapping[str, Any] | None = None
     masks: Mapping[str, Any] | None = None
     split: Mapping[str, int] | None = None
+    hosts: Mapping[str, Any] | None = None
     drift: Mapping[str, int] | None = None
 
 

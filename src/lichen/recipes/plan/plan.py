@@ -24,13 +24,13 @@ from lichen.models.loading.dtypes import slow_dtype
 from lichen.present.measured.energy import Meter, counters
 from lichen.present.planned import plan_table
 from lichen.present.table import table_text
-from lichen.recipes.assemble.pieces.hosts import Hosts
 from lichen.recipes.launch import require_processes
 from lichen.recipes.plan.adapt import estimate_adapt
 from lichen.recipes.plan.estimate import Estimate, Problem, problems
 from lichen.recipes.plan.features import estimate_with_teacher
 from lichen.recipes.plan.memory import MemoryMeter
 from lichen.recipes.plan.periods import drift_costs, periods_ahead, stream_notes
+from lichen.recipes.plan.pieces.host_costs import estimate_hosts
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.stages.plans import StagedPlan, plan_stages
 from lichen.recipes.stages.read import Staged, read_page
@@ -146,14 +146,10 @@ def _plan(
             where="exchange",
             fix="run it for a round or two and multiply: lichen run RECIPE -s federation.rounds=2",
         )
-    if recipe.pipeline is not None:
-        raise LichenError(
-            f"a pipeline cannot be timed yet; {Hosts(recipe).text}",
-            where="pipeline",
-            fix="run it for a round and multiply: lichen run RECIPE -s federation.rounds=1",
-        )
     has_teacher = recipe.teacher is not None and not recipe.writes
-    if task is None:
+    if task is None and recipe.pipeline is not None:
+        task = estimate_hosts
+    elif task is None:
         task = estimate_with_teacher if has_teacher else task_of(recipe.task).procedure.load("plan")
     device = recipe.model.device
     with tempfile.TemporaryDirectory(prefix="lichen-plan-") as folder, Meter(counters(device)) as meter:

@@ -20,30 +20,21 @@ from lichen.core.store import ClientStore
 from lichen.core.tree import digest
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.content_digest import records_digest, shards_digest
-from lichen.data.batches.shards import EvalSource, Shard, TrainSource
-from lichen.data.batches.text import pad_id
-from lichen.data.sources.catalog import resolve_model
 from lichen.engines.local import LocalEngine
-from lichen.models.loading.tokenizer_folder import read_tokenizer
 from lichen.present.trace import read_trace
 from lichen.recipes.artifacts.inputs import Inputs, agree
-from lichen.recipes.assemble.aggregation import sampler_of
-from lichen.recipes.assemble.chat_template import keep_template, put_template
+from lichen.recipes.assemble.chat_template import keep_template
 from lichen.recipes.assemble.column import Column, recipe_engine
 from lichen.recipes.assemble.experiment import lr_name, values_N
-from lichen.recipes.assemble.open import fetch_named, shards_of
-from lichen.recipes.assemble.parts import lr_scale
 from lichen.recipes.assemble.pieces.hosts import Hosts
 from lichen.recipes.assemble.run_folder import RunFolder, save_roster
-from lichen.recipes.assemble.sides.clients import ClientSide, declared
+from lichen.recipes.assemble.sides.clients import ClientSide
 from lichen.recipes.assemble.sides.server import ServerSide
 from lichen.recipes.rows.client_counts import counts_of, shared_test
-from lichen.recipes.rows.prepare import encode, gather_all
-from lichen.recipes.rows.public import split_public
-from lichen.recipes.rows.reading import report_read
 from lichen.recipes.schema.recipe import Recipe
 from lichen.recipes.tasks.adapt import save_result
 from lichen.recipes.tasks.coverage import trained
+from lichen.recipes.tasks.hosts.opening import each_once, open_hosts
 from lichen.recipes.tasks.learning import EventObserver, go_rounds, observing
 from lichen.recipes.tasks.outcome import TaskResult
 
@@ -62,38 +53,18 @@ def run_pipeline(recipe: Recipe, folder: RunFolder, observer: EventObserver, say
     Raises:
         LichenError: whatever does not fit, by its key.
     """
-    section = recipe.pipeline
-    assert section is not None
-    fetch_named(recipe, say)
-    hosts = Hosts(recipe)
-    say(hosts.text)
-    gathered = gather_all(recipe)
-    split = split_public(recipe, gathered.records)
-    clients_data = split.clients_data
-    say(f"{len(clients_data)} clients, {sum(len(o.train) for o in clients_data):,} rows to train on")
-    tokenizer = read_tokenizer(resolve_model(str(recipe.model.name)), hosts.structure)
-    put_template(recipe, tokenizer, say=say)
-    keep_template(recipe, tokenizer, folder.path)
-    read = report_read(recipe, gathered, split, tokenizer, say)
-    make, apart = encode(recipe, tokenizer, (), say=lambda _: None), recipe.data.form == "stream"
-    rows = ClientSide(
-        train=shards_of(clients_data, "train", make, apart=apart),
-        valid=shards_of(clients_data, "valid", make, apart=apart),
-        test=shards_of(clients_data, "test", make, apart=apart),
-    )
-    names = tuple(client_data.name for client_data in clients_data)
-    server = ServerSide(
-        recipe=recipe, model=cast(Any, hosts), start=hosts.start, roster=declared(rows, names), pad=pad_id(tokenizer)
-    )
-    agree(folder, recipe, _inputs(hosts, gathered.records, rows))
-    save_roster(folder, server.roster, gathered.cards)
-    pipeline = _pipeline(hosts, server, rows)
+    setup = open_hosts(recipe, say)
+    hosts, pipeline, server, rows = setup.hosts, setup.pipeline, setup.server, setup.rows
+    keep_template(recipe, setup.tokenizer, folder.path)
+    names = tuple(client_data.name for client_data in setup.clients_data)
+    agree(folder, recipe, _inputs(hosts, setup.gathered.records, rows))
+    save_roster(folder, server.roster, setup.gathered.cards)
     columns: dict[str, Column] = {}
     with ExitStack() as stack:
         engine = _engine(hosts, folder, stack)
 
         def tested(name: str, shared: Shared) -> Column:
-            source = _each_once(server, rows.test)
+            source = each_once(server, rows.test)
             metrics = folder.tree(name, partial(pipeline.score, engine, shared, source, range(len(names))))
             return Column(value_N=values_N(recipe, metrics), metrics=metrics)
 
@@ -104,7 +75,7 @@ def run_pipeline(recipe: Recipe, folder: RunFolder, observer: EventObserver, say
     best = columns["federated"].shared
     assert best is not None
     if folder.ranks.first:
-        save_result(folder, recipe, best, cast(Any, hosts), hosts.structure, tokenizer, ())
+        save_result(folder, recipe, best, cast(Any, hosts), hosts.structure, setup.tokenizer, ())
     events = read_trace(folder.path)
     idle = [e.report.metrics["idle"] for e in events if e.column == "federated"]
     return TaskResult(
@@ -115,12 +86,12 @@ def run_pipeline(recipe: Recipe, folder: RunFolder, observer: EventObserver, say
             "hosts.largest_share": max(hosts.shares),
             "hosts.idle": sum(idle) / max(len(idle), 1),
         },
-        read=read,
-        cards=gathered.cards,
+        read=setup.read,
+        cards=setup.gathered.cards,
         validators=len(names),
-        counts=counts_of(recipe, clients_data, tokenizer),
+        counts=counts_of(recipe, setup.clients_data, setup.tokenizer),
         training=trained(lambda _: server, columns, events),
-        common_test=shared_test(clients_data),
+        common_test=shared_test(setup.clients_data),
     )
 
 
@@ -131,35 +102,6 @@ def _inputs(hosts: Hosts, records: Any, rows: ClientSide) -> Inputs:
         data=records_digest(records),
         model=hashlib.sha256(json.dumps(about).encode()).hexdigest(),
         tokens=shards_digest(rows.train, rows.valid, rows.test),
-    )
-
-
-def _each_once(server: ServerSide, shards: tuple[Shard, ...]) -> EvalSource:
-    return EvalSource(shards, batch_size=16, pad=server.pad, max_length=server.recipe.data.max_length)
-
-
-def _pipeline(hosts: Hosts, server: ServerSide, rows: ClientSide) -> Pipeline:
-    recipe, fed, section = server.recipe, server.recipe.federation, server.recipe.pipeline
-    assert section is not None
-    return Pipeline(
-        host=hosts.work(),
-        names=hosts.names,
-        sampler=sampler_of(server),
-        weight_N=server.roster.rows_N("train"),
-        train=TrainSource(
-            rows.train,
-            batch_size=fed.batch_size,
-            steps=fed.fixed_steps,
-            pad=server.pad,
-            max_length=recipe.data.max_length,
-        ),
-        valid=_each_once(server, rows.valid),
-        steps=fed.fixed_steps,
-        micro=section.micro,
-        rounds=fed.rounds,
-        valid_every=fed.valid_every,
-        clip=recipe.optimizer.clip,
-        lr_scale=lr_scale(recipe, fed.rounds),
     )
 
 
