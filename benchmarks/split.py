@@ -29,10 +29,13 @@ def measure() -> None:
     """Count and measure, and keep what was found."""
     from dataclasses import asdict
 
+    from lichen.recipes.assemble.experiment import lr_name
     from lichen.recipes.assemble.open import open_recipe
+    from lichen.recipes.assemble.parts import client_tasks
+    from lichen.recipes.assemble.pieces.split_memory import split_memory
     from lichen.recipes.comparison import read_comparison
     from lichen.recipes.plan.footprint import footprint
-    from lichen.recipes.plan.pieces.split_costs import split_memory, split_traffic
+    from lichen.recipes.plan.pieces.split_costs import split_traffic
     from lichen.recipes.plan.workload import invitations
     from lichen.recipes.schema.sections.split import SplitConfig
 
@@ -42,7 +45,8 @@ def measure() -> None:
         recipe = base.model_copy(update={"split": SplitConfig.model_validate(split)})
         opened = open_recipe(recipe).experiment
         sent = split_traffic(opened, invitations(opened))
-        memory = asdict(split_memory(opened, 0))
+        task = client_tasks(opened)[f"train {lr_name(recipe.optimizer.lr[0])}"]
+        memory = asdict(split_memory(opened, task, 0))
         found[name] = {**memory, "up": sent.client_up, "down": sent.client_down, "run": sent.up + sent.down}
         print(name, found[name], flush=True)
     whole = footprint(base)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lichen.core.collecting.collect import collect
+from lichen.core.contracts.client import ClientTask
 from lichen.core.contracts.engine import Engine
 from lichen.core.message import Job, Message
 from lichen.core.replies import Reply
@@ -18,7 +19,7 @@ from lichen.core.store import ClientStore
 from lichen.recipes.assemble.column import admission_of, local_engine
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.open import open_recipe
-from lichen.recipes.assemble.parts import works_of
+from lichen.recipes.assemble.parts import client_tasks, works_of
 from lichen.recipes.assemble.sides.splitting.works import splitting
 from lichen.recipes.schema.read import read_recipe
 from support.tiny_llama import recipe, save_model, save_rows
@@ -51,6 +52,11 @@ def made(folder: Path, **more: Any) -> dict[str, Any]:
 def experiment(what: dict[str, Any]) -> Experiment:
     """What a run of this recipe works with; opened once."""
     return _opened(json.dumps(what))
+
+
+def task_of(opened: Experiment) -> ClientTask:
+    """What its clients do in a round."""
+    return client_tasks(opened)[f"train {lr_name(opened.recipe.optimizer.lr[0])}"]
 
 
 @cache

@@ -72,6 +72,11 @@ class ActivationCode:
                 "sketch codes matrices, and a token is a vector", where="split.code", fix="use bf16, int8, int4 or topk"
             )
 
+    @property
+    def first_sent(self) -> ActivationCode:
+        """How a row crosses that was not seen: whole where changes are sent."""
+        return ActivationCode(parse_codecs(())) if self.change else self
+
     def nbytes(self, width: int) -> int:
         """K: bytes of a token of H numbers."""
         return self.chain.nbytes(Layout.vector(width))

@@ -128,3 +128,11 @@ def test_what_does_not_fit_the_memory_is_refused_with_a_word() -> None:
         assert refused.value.reason in ("shape", "names")
     assert FORM.remembers
     assert not replace(FORM, code=None).remembers
+
+
+def test_a_row_crosses_whole_at_its_first_visit_which_is_what_a_reader_of_it_sees() -> None:
+    coded, changes = parse_activation_code(["int4"]), parse_activation_code(["change", "int4"])
+    assert coded.first_sent is coded
+    x_CNH, length_B, index_B = batch_of([0], 0)
+    payload, _ = changes.first_sent.encode(x_CNH, length_B, index_B, {}, [0])
+    assert torch.equal(changes.first_sent.decode(payload, length_B, index_B, {}, WIDTH)[0], x_CNH)

@@ -34,6 +34,7 @@ from lichen.recipes.assemble.capacity import (
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import client_tasks
+from lichen.recipes.assemble.workload import largest_batch
 from lichen.recipes.plan.plan import plan
 from lichen.recipes.schema.read import read_recipe
 from lichen.server.lowrank.submodel import Capacity
@@ -106,7 +107,7 @@ def test_the_chord_is_above_what_a_step_holds(tiny: tuple[Experiment, ClientTask
     experiment, client_task, needs = tiny
     model: Any = experiment.model
     start = {n: x + 1e-3 if n.endswith("lora_B") else x for n, x in experiment.start.trainable.items()}
-    client, batch = capacity._largest(client_task, len(experiment.clients.train))
+    client, batch = largest_batch(client_task, len(experiment.clients.train))
     base = resident_bytes(model.wrapped.model)
     for step, told in needs.tiers():
         cut = Capacity((step.rank,), last_N=(step.last,), scaling=1.0)

@@ -10,12 +10,13 @@ import pytest
 import lichen
 from lichen.core.store import load_tree
 from lichen.present.units import bytes_text
+from lichen.recipes.assemble.pieces.split_memory import split_memory
 from lichen.recipes.plan.footprint import footprint
-from lichen.recipes.plan.pieces.split_costs import split_memory, split_traffic
+from lichen.recipes.plan.pieces.split_costs import split_traffic
 from lichen.recipes.plan.plan import Plan
 from lichen.recipes.plan.workload import invitations
 from lichen.recipes.schema.read import read_recipe
-from support.split_llama import experiment, made, save_all
+from support.split_llama import experiment, made, save_all, task_of
 
 KINDS: tuple[dict[str, Any], ...] = (
     {},
@@ -86,7 +87,9 @@ def test_a_plan_says_what_is_remembered_of_rows(home: Path, tmp_path: Path) -> N
 
 def test_the_deeper_the_first_cut_the_more_a_client_holds_and_the_less_the_server(home: Path) -> None:
     found = [
-        split_memory(experiment(made(home, split={"client": {"first": first, "last": 1}})), 0) for first in (1, 2, 3)
+        split_memory(opened, task_of(opened), 0)
+        for first in (1, 2, 3)
+        if (opened := experiment(made(home, split={"client": {"first": first, "last": 1}})))
     ]
     assert found[0].client_frozen < found[1].client_frozen < found[2].client_frozen
     assert found[0].server_frozen > found[1].server_frozen > found[2].server_frozen

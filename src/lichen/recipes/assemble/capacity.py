@@ -34,14 +34,12 @@ from lichen.models.adapters.quantized import resident_bytes
 from lichen.models.cohort import Cohort
 from lichen.recipes.assemble.experiment import Experiment
 from lichen.recipes.assemble.live_bytes import LiveBytes
-from lichen.recipes.assemble.workload import heaviest
+from lichen.recipes.assemble.workload import largest_batch
 from lichen.server.lowrank.submodel import Capacity
 
 __all__ = ["DeviceTier", "Needs", "TierSettings", "capacity_of", "device_tiers", "fit_to_memory", "needs_of"]
 
 GIB = 1 << 30
-DRAWS = 16
-"""Rounds whose batches are looked through for the largest."""
 
 
 @final
@@ -145,7 +143,7 @@ def needs_of(experiment: Experiment, client_task: ClientTask) -> Needs:
             where="federation.memory",
             fix="set model.adapter.kind to lora, or leave the key out",
         )
-    client, batch = _largest(client_task, len(experiment.clients.train))
+    client, batch = largest_batch(client_task, len(experiment.clients.train))
     # An adapter that does nothing yet would leave no patch behind; later ones do.
     nonzero = {n: torch.full_like(x, 1e-3) for n, x in experiment.start.trainable.items() if rank_axis(n) == 1}
     start = experiment.start | Shared(nonzero)
@@ -169,20 +167,6 @@ def needs_of(experiment: Experiment, client_task: ClientTask) -> Needs:
         narrow=needed(spec.rank, 1),
         whole=needed(spec.rank, None),
     )
-
-
-def _largest(client_task: ClientTask, clients: int) -> tuple[int, Batch]:
-    """The client with the largest batches, and the largest of some rounds' of them."""
-    client = heaviest(client_task.source, range(clients), 1)[0]
-    batches = [batch for r in range(DRAWS) for batch in client_task.source.batches((client,), r)]
-    if not batches:
-        raise LichenError("no client has rows to train on", where="data")
-
-    def size(batch: Batch) -> tuple[int, int]:
-        mask = batch.get("attention_mask_CBT")
-        return 0 if mask is None else int(mask.sum()), sum(x.numel() for x in batch.values())
-
-    return client, max(batches, key=size)
 
 
 def _step_bytes(

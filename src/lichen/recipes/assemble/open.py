@@ -11,6 +11,7 @@ from functools import cache, partial
 from itertools import accumulate
 from typing import Any, final
 
+from lichen.core.contracts.client import ClientTask
 from lichen.core.secret.randomness import SecretRandomness
 from lichen.core.wire.shared import Shared
 from lichen.data.batches.compared_text import mismatched
@@ -28,6 +29,7 @@ from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.loaded_model import load_model
 from lichen.recipes.assemble.model import make_student, start_of
 from lichen.recipes.assemble.parts import client_tasks
+from lichen.recipes.assemble.pieces.split_memory import fitting_parts
 from lichen.recipes.assemble.pieces.split_parts import split_parts
 from lichen.recipes.assemble.sides.attack import refuse_truth
 from lichen.recipes.assemble.sides.canaries import Canaries, canaries_of
@@ -241,6 +243,9 @@ def open_recipe(
     repair = make(repairs(recipe)) if recipe.federation.repair is not None else None
     split = split_parts(recipe, loaded.foundation, model)
     experiment = experiment.with_server(roster=roster, capacity=capacity, labelled=labelled, repair=repair, split=split)
+    if split is not None and recipe.federation.memory is not None:
+        whole_experiment = replace(experiment, clients=whole)
+        experiment = experiment.with_server(split=fitting_parts(whole_experiment, _task(whole_experiment)))
     refuse_warmup(experiment.server)
     refuse_personal(experiment.server)
     refuse_truth(experiment.server)
@@ -295,8 +300,12 @@ def _in_words(make: Callable[[Sequence[Record]], Shard], words: Frequent) -> Cal
 def _capacity_N(experiment: Experiment) -> Sequence[Hashable]:
     """What each client can train, by the recipe's ranks or by its memory; nothing where all train everything."""
     fed, count = experiment.recipe.federation, len(experiment.clients.train)
-    if fed.memory is not None:
-        task = client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"]
-        capacity = capacity_of(experiment, task)
+    if fed.memory is not None and experiment.recipe.split is None:
+        capacity = capacity_of(experiment, _task(experiment))
         return () if capacity is None else [capacity.key(client) for client in range(count)]
     return () if fed.ranks is None else [(fed.ranks[client % len(fed.ranks)], None) for client in range(count)]
+
+
+def _task(experiment: Experiment) -> ClientTask:
+    """What clients do in a round."""
+    return client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"]

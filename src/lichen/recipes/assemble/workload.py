@@ -11,7 +11,7 @@ import torch
 
 from lichen.clients.training.optimize import lr_factor
 from lichen.core.contracts.algorithm import ServerState
-from lichen.core.contracts.client import Source
+from lichen.core.contracts.client import ClientTask, Source
 from lichen.core.contracts.model import Batch
 from lichen.core.conventions.labels import has_label
 from lichen.core.errors import LichenError
@@ -28,6 +28,7 @@ __all__ = [
     "Workload",
     "alone_rounds",
     "heaviest",
+    "largest_batch",
     "pooled_experiment",
     "refuse_warmup",
     "stop_of",
@@ -37,6 +38,9 @@ __all__ = [
     "workload_of",
 ]
 
+
+DRAWS = 16
+"""Rounds whose batches are looked through for the largest."""
 
 VALIDATED_PASSES = 0.25
 """Passes over a client's rows, on average, after which alone_best validates at the latest, if a round is less."""
@@ -239,3 +243,17 @@ def stop_of(recipe: Recipe) -> Callable[[ServerState], bool]:
         return state.round // every - state.best_round // every >= patience
 
     return stop
+
+
+def largest_batch(client_task: ClientTask, clients: int) -> tuple[int, Batch]:
+    """The client with the largest batches, and the largest of some rounds' of them."""
+    client = heaviest(client_task.source, range(clients), 1)[0]
+    batches = [batch for r in range(DRAWS) for batch in client_task.source.batches((client,), r)]
+    if not batches:
+        raise LichenError("no client has rows to train on", where="data")
+
+    def size(batch: Batch) -> tuple[int, int]:
+        mask = batch.get("attention_mask_CBT")
+        return 0 if mask is None else int(mask.sum()), sum(x.numel() for x in batch.values())
+
+    return client, max(batches, key=size)

@@ -86,8 +86,7 @@ def split_audit(
         code = recipe.split.code if code is None else code
         noise = recipe.split.noise if noise is None else noise
     coded, noise = parse_activation_code(code or ()), noise or 0.0
-    if coded.change:  # a row is read best at its first visit, at which it crosses whole
-        coded = parse_activation_code(())
+    coded = coded.first_sent  # at which a row is read best
     noisy_tokens(torch.zeros(1, 0, 1), noise, [0])
     check(folder, MANIFEST, fix=f"make it again: lichen run --resume {folder}")
     refuse_withdrawn(folder)

@@ -19,6 +19,7 @@ from lichen.recipes.assemble.capacity import device_tiers
 from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.open import LoadedExperiment, open_recipe, shards_of
 from lichen.recipes.assemble.parts import client_tasks, initial_shared, works_of
+from lichen.recipes.assemble.pieces.split_memory import unsplit
 from lichen.recipes.assemble.preference.references import without_references
 from lichen.recipes.assemble.sides.masks import without_masks
 from lichen.recipes.assemble.sides.personal import stages_of
@@ -29,7 +30,7 @@ from lichen.recipes.plan.estimate import MODELS, Cost, Estimate, Memory, disk_of
 from lichen.recipes.plan.flops import Flops, counted
 from lichen.recipes.plan.masks import masked_rounds
 from lichen.recipes.plan.memory import MemoryMeter
-from lichen.recipes.plan.pieces.split_costs import split_costs, unsplit
+from lichen.recipes.plan.pieces.split_costs import split_costs
 from lichen.recipes.plan.preference import ANSWERS as OWN_ANSWERS
 from lichen.recipes.plan.preference import NOTE, ONCE, once, once_bytes
 from lichen.recipes.plan.profiler import Profiler

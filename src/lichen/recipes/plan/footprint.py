@@ -33,8 +33,8 @@ from lichen.recipes.assemble.experiment import Experiment, lr_name
 from lichen.recipes.assemble.live_bytes import LiveBytes
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import client_tasks, initial_shared
+from lichen.recipes.assemble.pieces.split_memory import split_memory
 from lichen.recipes.assemble.preference.references import without_references
-from lichen.recipes.plan.pieces.split_costs import split_memory
 from lichen.recipes.schema.recipe import Recipe
 from lichen.tasks.registry import task_of
 
@@ -108,7 +108,8 @@ def footprint(recipe: Recipe) -> Footprint | None:
         return None
     loaded = open_recipe(recipe, keep_private=False)
     if recipe.split is not None:
-        both = split_memory(loaded.experiment, _dearest_of(loaded.experiment))
+        task = client_tasks(loaded.experiment)[f"train {lr_name(recipe.optimizer.lr[0])}"]
+        both = split_memory(loaded.experiment, task, _dearest_of(loaded.experiment))
         return Footprint(frozen=both.client_frozen, training=both.client_training)
     frozen = frozen_tensors(loaded.foundation)
     size = sum(x.untyped_storage().nbytes() for x in frozen)

@@ -240,7 +240,8 @@ class FederationConfig(Section):
     memory: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
         default=None,
         min_length=1,
-        description="GiB each client has, dealt out in turns: its rank and layers follow; none: enough",
+        description="GiB each client has, dealt out in turns: its rank and layers follow, or with split its first "
+        "blocks; none: enough",
     )
     layer_groups: Positive = Field(
         default=1, description="layer-wise: parts of the stack that take turns in being trained, a round each"

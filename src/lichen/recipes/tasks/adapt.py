@@ -129,7 +129,7 @@ def run_adapt(recipe: Recipe, folder: RunFolder, observer: EventObserver, say: S
     if recipe.personal is not None and shared_test(loaded.clients_data):
         extra["personal.tested on"] = "rows that all share, not of each client's mix, for which its own model is made"
     extra |= _attack_success(loaded.experiment, best, folder, say)
-    extra |= crossing_numbers(recipe, loaded.experiment.model, loaded.experiment.clients.test, best)
+    extra |= crossing_numbers(loaded.experiment.server, loaded.experiment.clients.test, best)
 
     def side(column: str) -> ServerSide:
         if column in ("pooled", "full"):

@@ -33,6 +33,7 @@ from lichen.recipes.assemble.column import local_engine
 from lichen.recipes.assemble.experiment import lr_name, values_N
 from lichen.recipes.assemble.open import open_recipe
 from lichen.recipes.assemble.parts import tensors_of
+from lichen.recipes.assemble.pieces.split_memory import unsplit
 from lichen.recipes.assemble.preference.references import with_references
 from lichen.recipes.assemble.sides.personal import norms_of
 from lichen.recipes.schema.read import recipe_of
@@ -84,10 +85,11 @@ def replay(folder: Path | str, *, without: Sequence[str] = ()) -> Replay:
     loaded = open_recipe(recipe)
     require_same(folder, recipe, inputs_of(loaded))
     lr = float(summary["extra"]["lr.federated"])
-    fed = recipe.federation.model_copy(update={"history": False})
     # Messages are of the whole model, wherever its middle lay: nothing crosses a cut here.
-    replayed = recipe.model_copy(update={"federation": fed, "value": None, "split": None})
-    experiment = with_references(loaded.experiment, folder / "state").with_server(recipe=replayed, split=None)
+    experiment = unsplit(with_references(loaded.experiment, folder / "state"))
+    fed = experiment.recipe.federation.model_copy(update={"history": False})
+    replayed = experiment.recipe.model_copy(update={"federation": fed, "value": None})
+    experiment = experiment.with_server(recipe=replayed)
     server = experiment.server
     gone = _indices(server.roster, without)
     with tempfile.TemporaryDirectory() as aside:

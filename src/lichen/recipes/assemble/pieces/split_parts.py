@@ -6,6 +6,7 @@ Legend: H width.
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Any, cast
 
 from lichen.clients.splitting.ends import Cut, Ends
@@ -25,14 +26,15 @@ __all__ = ["split_parts"]
 
 
 def cuts_of(recipe: Recipe, blocks: int) -> tuple[Cut, ...]:
-    """The recipe's cuts, as they are dealt out.
+    """The recipe's cuts, as they are dealt out; where memory chooses, all that there are to choose from.
 
     Raises:
         LichenError: if one leaves no middle.
     """
     assert recipe.split is not None
     first, last = recipe.split.client.first, recipe.split.client.last
-    cuts = tuple(Cut(first[k % len(first)], last[k % len(last)]) for k in range(math.lcm(len(first), len(last))))
+    turns = [(first[k % len(first)], last[k % len(last)]) for k in range(math.lcm(len(first), len(last)))]
+    cuts = tuple(Cut(*one) for one in (product(first, last) if recipe.federation.memory else turns))
     if (wide := next((cut for cut in cuts if cut.first + cut.last >= blocks), None)) is not None:
         what = f"{wide.first} blocks and {wide.last} leave no middle of the {blocks} that {recipe.model.name} has"
         raise LichenError(what, where="split.client", fix=f"let first and last be {blocks - 1} together at most")

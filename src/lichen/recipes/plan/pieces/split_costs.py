@@ -16,7 +16,6 @@ import torch
 
 from lichen.clients.splitting.asking import GRADIENT, HIDDEN, LENGTH, SQUARES, Form
 from lichen.clients.splitting.crossing import Rows, narrow
-from lichen.clients.splitting.ends import Cut
 from lichen.clients.splitting.remembered import AGREED, INDEX, MEMORY, WHOLE, stamp
 from lichen.clients.splitting.split_evaluate import SplitEvaluate
 from lichen.clients.splitting.split_parts import SplitParts
@@ -24,110 +23,25 @@ from lichen.clients.splitting.split_train import SplitTrain
 from lichen.core.contracts.client import ClientTask, Costed
 from lichen.core.expected import Expected, TensorSpec
 from lichen.core.message import Job, Message, size, sizes
-from lichen.core.seeds import derive
 from lichen.core.wire.answer import answer_size
 from lichen.core.wire.shared import Shared
-from lichen.engines.splitting.middle import Middle
-from lichen.models.cohort import Cohort
-from lichen.models.pieces.piece_cohort import PieceCohort
 from lichen.present.units import bytes_text, seconds_text
 from lichen.recipes.assemble.experiment import Experiment, lr_name
-from lichen.recipes.assemble.live_bytes import LiveBytes
 from lichen.recipes.assemble.parts import algorithm_of, client_tasks, initial_shared, validators_of
+from lichen.recipes.assemble.pieces.split_memory import SplitMemory, cut_tiers, split_job, split_memory
 from lichen.recipes.plan.traffic import TrafficEstimate
 from lichen.recipes.plan.workload import marks, round_seeds
 
-__all__ = ["split_costs", "split_memory", "split_traffic", "unsplit"]
+__all__ = ["split_costs", "split_traffic"]
 
 RATES = (10, 100)
 """Mb/s for which seconds are told."""
-
-
-def unsplit(experiment: Experiment) -> Experiment:
-    """The same with clients that hold the whole model."""
-    recipe = experiment.recipe.model_copy(update={"split": None})
-    return experiment.with_server(recipe=recipe, split=None)
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SplitMemory:
-    """Bytes of both sides.
-
-    Attributes:
-        client_frozen: The frozen weights of a client's two ends.
-        client_training: The most tensors that it holds besides.
-        server_frozen: The frozen weights of the middle.
-        server_training: What the server holds besides, for each client at work.
-        whole_frozen: The frozen weights of the whole model.
-    """
-
-    client_frozen: int
-    client_training: int
-    server_frozen: int
-    server_training: int
-    whole_frozen: int
-
-
-def client_weights(split: SplitParts, cut: Cut) -> int:
-    """Frozen bytes of a client's ends."""
-    return _frozen(split.ends[cut].first, split.ends[cut].last)
-
-
-def _frozen(*parts: object) -> int:
-    """Bytes of the frozen weights of some pieces, each storage once."""
-    cohorts = [part for part in parts if isinstance(part, PieceCohort | Cohort)]
-    each = [x.untyped_storage() for cohort in cohorts for x in cohort.wrapped.frozen().values()]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in each}.values())
-
-
-def split_memory(experiment: Experiment, client: int) -> SplitMemory:
-    """The memory of one client and of the server for it, measured over one round of training."""
-    split, (work, task) = experiment.server.split, _training(experiment)
-    assert split is not None
-    shared, cut = initial_shared(experiment.server, experiment.recipe.optimizer.lr[0]), split.cut_of(client)
-    seed = derive(experiment.recipe.seed, "footprint")
-    job = Job(work="", shared=shared, version=0, clients=(client,), seed=seed, settings={"lr_scale": 1.0})
-    piece = split.middles[cut]
-    middle = Middle(piece=piece, train=work.train, form=work.form, clip=work.clip)
-    mine, theirs = _split_job(job, middle.names)
-    own, server = LiveBytes(), LiveBytes()
-    with server:
-        half = middle.start(theirs, mine, client)
-    talk = work.talk(mine, (client,), None, task.source.batches((client,), job.seed))
-    with own:
-        question = next(talk)
-    try:
-        while True:
-            with server:
-                received = {name: x.clone() for name, x in question.tensors.items()}
-                half, answer = middle.answer(half, received, back=not work.local_head)
-                del received
-            del question
-            with own:
-                question = talk.send({name: x.clone() for name, x in answer.items()})
-    except StopIteration:
-        pass
-    return SplitMemory(
-        client_frozen=client_weights(split, cut),
-        client_training=mine.shared.nbytes + own.peak,
-        server_frozen=_frozen(piece),
-        server_training=theirs.shared.nbytes + server.peak,
-        whole_frozen=_frozen(split.ends[cut].first, piece, split.ends[cut].last),
-    )
 
 
 def _training(experiment: Experiment) -> tuple[SplitTrain, ClientTask]:
     task = client_tasks(experiment)[f"train {lr_name(experiment.recipe.optimizer.lr[0])}"]
     assert isinstance(task.work, SplitTrain)
     return task.work, task
-
-
-def _split_job(job: Job, middle: frozenset[str]) -> tuple[Job, Job]:
-    """The client's part of a job, and the middle's."""
-    ends = {name: x for name, x in job.shared.trainable.items() if name not in middle}
-    inside = {name: x for name, x in job.shared.trainable.items() if name in middle}
-    return replace(job, shared=Shared(ends)), replace(job, shared=Shared(inside))
 
 
 def split_traffic(experiment: Experiment, invited: Sequence[Sequence[int]]) -> TrafficEstimate:
@@ -194,7 +108,7 @@ class _Counted:
         job = Job(
             work=name, shared=self.shared, version=0, clients=(client,), seed=seed, base=self.base, settings=settings
         )
-        mine, _ = _split_job(job, ends.middle_names)
+        mine, _ = split_job(job, ends.middle_names)
         batches = [(narrow(batch)[1], batch["index_CB"][0].tolist()) for batch in task.source.batches((client,), seed)]
         sent = [*_crossings(work, mine, ends.middle_names, batches, seen)]
         up, down = size(_like(work.expected(mine), mine)), sizes(mine)
@@ -294,7 +208,7 @@ def split_costs(experiment: Experiment, invited: Sequence[Sequence[int]], plain:
         return SplitCosts(sent=plain)
     work, task = _training(experiment)
     heaviest = max(range(len(experiment.server.roster)), key=task.source.cost) if isinstance(task.source, Costed) else 0
-    memory, (found, remembered) = split_memory(experiment, heaviest), _traffic(experiment, invited)
+    memory, (found, remembered) = split_memory(experiment, task, heaviest), _traffic(experiment, invited)
     token = 4 * token_of(work.form).shape[1] * token_of(work.form).dtype.itemsize
     notes, facts = _notes(found, plain, memory, token), {**asdict(memory), "bytes_of_a_token": token}
     if work.form.remembers:
@@ -304,6 +218,10 @@ def split_costs(experiment: Experiment, invited: Sequence[Sequence[int]], plain:
             f"crossed, all clients' together and on its disk, a client its own, {bytes_text(most)} at most",
         )
         facts["remembered"] = remembered
+    for tier in cut_tiers(experiment, task):
+        who = f"{tier.clients} client{'s' if tier.clients > 1 else ''} of {tier.memory:g} GiB"
+        what = f"{tier.cut.first} + {tier.cut.last} blocks: {bytes_text(tier.needed)} of tensors"
+        notes += (f"split: {who} hold{'' if tier.clients > 1 else 's'} {what}",)
     return SplitCosts(sent=found, notes=notes, facts=facts)
 
 

@@ -80,7 +80,7 @@ TRAINING: tuple[Feature, ...] = (
             Clash(
                 other="federation.memory",
                 used=lambda recipe: recipe.federation.memory is not None,
-                what="memory chooses the ranks",
+                what="memory chooses the ranks, or of a split model the blocks",
                 fix="remove one of the two",
             ),
             Clash(
@@ -93,8 +93,9 @@ TRAINING: tuple[Feature, ...] = (
         ),
     ),
     Feature(
-        key="federation.memory",  # beside an exchange, each client takes the largest student that fits
-        used=lambda recipe: recipe.federation.memory is not None and not recipe.model.students,
+        # Beside an exchange each client takes the largest student that fits, of a split model the largest cut.
+        key="federation.memory",
+        used=lambda r: r.federation.memory is not None and not r.model.students and r.split is None,
         needs=(_HETEROGENEOUS,),
         lacks=frozenset({Property.LAYER_TURNS, Property.LATE_ANSWERS, Property.MEAN_OF_ONE_LAYOUT}),
         clashes=(

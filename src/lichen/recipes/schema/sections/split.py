@@ -22,7 +22,7 @@ class SplitEndsConfig(Section):
         default=(2,),
         min_length=1,
         description="blocks before the first cut; of several numbers each client has one, "
-        "dealt out in turns as federation.ranks are",
+        "dealt out in turns as federation.ranks are, or with federation.memory the most that fit",
     )
     last: tuple[Positive, ...] = Field(
         default=(1,), min_length=1, description="blocks after the second cut, in the same way"

@@ -53,7 +53,6 @@ SPLIT: tuple[Feature, ...] = (
                     "fingerprint",
                     "offsite",
                     "stream",
-                    "federation.memory",
                     "federation.repair",
                     "engine.clock",
                     "model.quantize",
