@@ -48,7 +48,19 @@ def _depended_on(recipe: Recipe) -> dict[str, Any]:
         "teacher": whole["teacher"],
         "forgotten": [compare.retention_text, compare.retention_rows],
         "packing": whole["engine"]["packing"],
+        **_crossing(recipe),
     }
+
+
+def _crossing(recipe: Recipe) -> dict[str, Any]:
+    """Where and how rows that are scored cross coded or noisy; nothing where they cross as they are."""
+    split, hosts, found = recipe.split, recipe.pipeline, dict[str, Any]()
+    if split is not None and (split.code or split.noise):
+        found["split"] = split.model_dump(mode="json", include={"client", "code", "noise"})
+        found["memory"] = recipe.federation.memory
+    if hosts is not None and hosts.code:
+        found["pipeline"] = hosts.model_dump(mode="json", include={"hosts", "parts", "code"})
+    return found
 
 
 def _digest(values: Mapping[str, Any]) -> str:
