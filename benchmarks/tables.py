@@ -115,6 +115,27 @@ def too_big_apart() -> None:
     show("way | client memory | up | down | perplexity before | after", rows)
 
 
+def adapt_again() -> None:
+    """Methods of ``adapt-chat`` that have all three seeds on the rows that a recipe chooses today."""
+    rows = []
+    for folder in sorted((RESULTS / "adapt-chat-again").iterdir()):
+        runs = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("seed-*/summary.json"))]
+        if len(runs) == 3:
+            before, after = ([run["columns"][one]["mean"] for run in runs] for one in ("base", "federated"))
+            rows.append(
+                (
+                    statistics.mean(after),
+                    [
+                        folder.name.rpartition("-")[0],
+                        *(f"{x:.1f}" for x in after),
+                        spread(before, ".1f"),
+                        spread(after, ".1f"),
+                    ],
+                )
+            )
+    show("method | seed 0 | seed 1 | seed 2 | perplexity before | after", [row for _, row in sorted(rows)])
+
+
 def gkt() -> None:
     """FedGKT beside its neighbours, digits evenly and unevenly spread."""
     found = [one["values"] for one in cells_of("research/gkt-s*.json", "part")]
@@ -455,6 +476,7 @@ TABLES: dict[str, Callable[..., None]] = {
         compared,
         too_big,
         too_big_apart,
+        adapt_again,
         gkt,
         pate,
         seeds,
