@@ -136,6 +136,17 @@ def adapt_again() -> None:
     show("method | seed 0 | seed 1 | seed 2 | perplexity before | after", [row for _, row in sorted(rows)])
 
 
+def buffered_lora() -> None:
+    """What rules that may be buffered lose by it, over as many seeds as there are."""
+    rows = []
+    for row in read("buffered-lora/compare.json")["rows"]:
+        if row["value"]:
+            each = ", ".join(f"{value:.3f}" for value in row["value"]["values"])
+            worst = spread(row["worst"]["values"])
+            rows.append([row["method"], str(len(row["seeds"])), each, spread(row["value"]["values"]), worst])
+    show("method | seeds | macro-F1, each seed | mean | worst decile", rows)
+
+
 def gkt() -> None:
     """FedGKT beside its neighbours, digits evenly and unevenly spread."""
     found = [one["values"] for one in cells_of("research/gkt-s*.json", "part")]
@@ -476,6 +487,7 @@ TABLES: dict[str, Callable[..., None]] = {
         compared,
         too_big,
         too_big_apart,
+        buffered_lora,
         adapt_again,
         gkt,
         pate,
